@@ -1,0 +1,82 @@
+"""What every transport offers: tagged messages between the ranks of a job, straight from memory.
+
+A transport moves bytes at addresses; it knows nothing of dtypes, collectives or arrays. Everything is
+nonblocking: an operation returns a `Request`, and time passes only in `Transport.progress` and
+`Transport.wait`. Messages of one (sender, receiver, tag) arrive in the order sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from hetcomm.types import MemoryKind
+
+__all__ = ["Request", "Transport"]
+
+
+class Request(Protocol):
+    """One message on its way."""
+
+    def test(self) -> bool:
+        """Whether it has completed; never blocks, never progresses the transport.
+
+        Raises:
+            PeerFailureError: The peer is gone.
+            TransportError: It failed, was cancelled, or the incoming message was longer than the memory given.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ask for it to be cancelled; `test` then raises or returns True once it is over."""
+        ...
+
+
+class Transport(Protocol):
+    """The end of a job's network that one process holds.
+
+    Peers are numbered by the caller in `connect`; tags are any unsigned 64-bit numbers. A message matches a receive of
+    the same tag only, so who sent it must be part of the tag.
+    """
+
+    @property
+    def address(self) -> bytes:
+        """What another process needs to reach this one."""
+        ...
+
+    def connect(self, peer: int, address: bytes) -> None:
+        """Make `peer` reachable under its number; its own number is allowed and loops back."""
+        ...
+
+    def supports(self, memory: MemoryKind) -> bool:
+        """Whether addresses of that memory may be passed to `send` and `recv`."""
+        ...
+
+    def send(self, address: int, nbytes: int, peer: int, tag: int) -> Request:
+        """Start sending `nbytes` bytes at `address`; they must stay unchanged until the request is complete."""
+        ...
+
+    def recv(self, address: int, nbytes: int, peer: int, tag: int) -> Request:
+        """Start receiving at most `nbytes` bytes to `address`. `peer` is whose failure fails this request."""
+        ...
+
+    def progress(self) -> bool:
+        """Move messages along without waiting; whether anything happened."""
+        ...
+
+    def wait(self, requests: Sequence[Request], timeout: float) -> None:
+        """Progress until all `requests` are complete: spin, then yield the processor, then sleep.
+
+        Raises:
+            CollectiveTimeoutError: `timeout` seconds passed; what was unfinished has been cancelled.
+            PeerFailureError, TransportError: As `Request.test`; the other requests have been cancelled.
+        """
+        ...
+
+    def flush(self, timeout: float) -> None:
+        """Wait until all that was sent has left this process for good."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is under way and release everything; calling it again does nothing."""
+        ...

@@ -1,0 +1,275 @@
+"""The small types every room shares: data types, reduction operations, memory kinds, configuration.
+
+This file knows no array library: what a `numpy.dtype` or a `torch.dtype` corresponds to is decided in
+`hetcomm.runtime.buffers`. The environment is read in one place, `Config.from_environ`.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hetcomm.errors import UsageError
+
+__all__ = [
+    "AVG",
+    "MAX",
+    "MIN",
+    "PROD",
+    "SUM",
+    "ArrayLike",
+    "Config",
+    "DataType",
+    "Memory",
+    "MemoryKind",
+    "Number",
+    "PremulSum",
+    "ReduceKind",
+    "ReduceOp",
+    "identity",
+    "premul_sum",
+]
+
+Number = int | float | complex
+
+
+class DataType(enum.Enum):
+    """An element type; the value is NumPy's (and `ml_dtypes`') name for it."""
+
+    INT8 = "int8"
+    INT16 = "int16"
+    INT32 = "int32"
+    INT64 = "int64"
+    UINT8 = "uint8"
+    UINT16 = "uint16"
+    UINT32 = "uint32"
+    UINT64 = "uint64"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    COMPLEX64 = "complex64"
+    COMPLEX128 = "complex128"
+
+    @property
+    def itemsize(self) -> int:
+        """Size of one element in bytes."""
+        digits = self.value.lstrip("abcdefghijklmnopqrstuvwxyz")
+        return int(digits) // 8
+
+    @property
+    def is_integer(self) -> bool:
+        return self.value.startswith(("int", "uint"))
+
+    @property
+    def is_signed(self) -> bool:
+        return not self.value.startswith("uint")
+
+    @property
+    def is_complex(self) -> bool:
+        return self.value.startswith("complex")
+
+
+class ReduceKind(enum.Enum):
+    """What a reduction does to two elements."""
+
+    SUM = "sum"
+    PROD = "prod"
+    MIN = "min"
+    MAX = "max"
+    AVG = "avg"
+    PREMUL_SUM = "premul_sum"
+
+
+@dataclass(frozen=True, slots=True)
+class ReduceOp:
+    """A reduction operation: `SUM`, `PROD`, `MIN`, `MAX`, `AVG`, or `premul_sum(factor)`.
+
+    Integer sums and products wrap around as NumPy's do. `AVG` is the sum divided once by the number of
+    ranks; on integers the quotient is truncated towards zero, as NCCL does. NaN propagates
+    through `MIN` and `MAX`.
+    """
+
+    kind: ReduceKind
+
+    def __str__(self) -> str:
+        return self.kind.value
+
+    @classmethod
+    def parse(cls, op: Any) -> ReduceOp:
+        """The operation meant by a string, a `ReduceOp`, or an mpi4py `Op`.
+
+        Raises:
+            UsageError: `op` names no operation; the message lists those there are.
+        """
+        if isinstance(op, ReduceOp):
+            return op
+        name = op if isinstance(op, str) else _mpi_op_name(op)
+        found = _BY_NAME.get(name.lower()) if name is not None else None
+        if found is not None:
+            return found
+        if name is not None and name.lower() == "premul_sum":
+            raise UsageError(
+                "op 'premul_sum' needs each rank's factor",
+                remedy="Pass op=hetcomm.premul_sum(factor).",
+            )
+        raise UsageError(
+            f"op {op!r} is no reduction hetcomm knows",
+            remedy=f"Use one of {', '.join(map(repr, _BY_NAME))}, or hetcomm.premul_sum(factor).",
+        )
+
+    @property
+    def combining(self) -> ReduceKind:
+        """The binary operation underneath: `SUM` for `AVG` and `PREMUL_SUM`, else the kind itself."""
+        if self.kind in (ReduceKind.AVG, ReduceKind.PREMUL_SUM):
+            return ReduceKind.SUM
+        return self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class PremulSum(ReduceOp):
+    """Sum of each rank's input times that rank's own `factor` (NCCL's PreMulSum)."""
+
+    factor: Number = 1
+
+
+SUM = ReduceOp(ReduceKind.SUM)
+PROD = ReduceOp(ReduceKind.PROD)
+MIN = ReduceOp(ReduceKind.MIN)
+MAX = ReduceOp(ReduceKind.MAX)
+AVG = ReduceOp(ReduceKind.AVG)
+_BY_NAME = {op.kind.value: op for op in (SUM, PROD, MIN, MAX, AVG)}
+
+
+def premul_sum(factor: Number) -> PremulSum:
+    """The operation that multiplies this rank's input by `factor` and sums over the ranks.
+
+    Each rank may pass another factor. On integer arrays the factor must be an integer.
+    """
+    if not isinstance(factor, (int, float, complex)):
+        raise UsageError(f"factor {factor!r} is not a number", remedy="Pass an int, a float or a complex.")
+    return PremulSum(ReduceKind.PREMUL_SUM, factor)
+
+
+def _mpi_op_name(op: Any) -> str | None:
+    """'sum' for mpi4py's `MPI.SUM` and so on, without importing mpi4py; None for anything else."""
+    if type(op).__module__ != "mpi4py.MPI" or type(op).__name__ != "Op":
+        return None
+    name = str(getattr(op, "name", ""))  # 'MPI_SUM', since mpi4py 4.1
+    return name.removeprefix("MPI_").lower() or None
+
+
+def identity(kind: ReduceKind, dtype: DataType) -> Number:
+    """The element that changes nothing when combined: 0, 1, or the dtype's lowest or highest value.
+
+    For floating types the lowest and highest are the infinities. There is none for complex min and max.
+    """
+    match kind:
+        case ReduceKind.SUM | ReduceKind.AVG | ReduceKind.PREMUL_SUM:
+            return 0
+        case ReduceKind.PROD:
+            return 1
+        case ReduceKind.MIN | ReduceKind.MAX:
+            if dtype.is_complex:
+                raise UsageError(
+                    f"op '{kind.value}' has no meaning for {dtype.value}: complex numbers have no order",
+                    remedy="Reduce the real and imaginary parts, or the absolute value.",
+                )
+            if not dtype.is_integer:
+                return -math.inf if kind is ReduceKind.MAX else math.inf
+            bits = 8 * dtype.itemsize
+            low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
+            return low if kind is ReduceKind.MAX else high
+
+
+class MemoryKind(enum.Enum):
+    """Where an array lives."""
+
+    HOST = "host"
+    CUDA = "cuda"
+    ROCM = "rocm"
+
+
+ArrayLike = Any
+"""Any object with `__cuda_array_interface__`, the buffer protocol, or `__dlpack__`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one process, read once when `hetcomm.init` runs.
+
+    Attributes:
+        vendor: `HETCOMM_VENDOR`: the vendor of this rank; None detects it.
+        cluster: `HETCOMM_CLUSTER`: distinguishes clusters of the same vendor.
+        topology: `HETCOMM_TOPOLOGY`: path of a topology file in TOML.
+        ucx_home: `HETCOMM_UCX_HOME`: prefix of the UCX to load if none is loaded yet and no wheel is installed.
+        timeout: `HETCOMM_TIMEOUT`: seconds any wait may take, 300 unless set.
+        bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
+    """
+
+    vendor: str | None = None
+    cluster: str | None = None
+    topology: str | None = None
+    ucx_home: str | None = None
+    timeout: float = 300.0
+    bootstrap: str | None = None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The configuration the environment asks for.
+
+        Raises:
+            UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds.
+        """
+        env = os.environ if environ is None else environ
+        text = env.get("HETCOMM_TIMEOUT", "300")
+        try:
+            timeout = float(text)
+        except ValueError:
+            timeout = math.nan
+        if not timeout > 0 or math.isinf(timeout):
+            raise UsageError(
+                f"HETCOMM_TIMEOUT={text!r} is not a time",
+                remedy="Set a positive number of seconds, or unset it for 300.",
+            )
+        return cls(
+            vendor=env.get("HETCOMM_VENDOR") or None,
+            cluster=env.get("HETCOMM_CLUSTER") or None,
+            topology=env.get("HETCOMM_TOPOLOGY") or None,
+            ucx_home=env.get("HETCOMM_UCX_HOME") or None,
+            timeout=timeout,
+            bootstrap=env.get("HETCOMM_BOOTSTRAP") or None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A contiguous run of elements somewhere: what transports and vendors are given instead of arrays.
+
+    Attributes:
+        address: Of the first element, on the host or the device.
+        count: Number of elements.
+        dtype: Their type.
+        kind: Where they live.
+        owner: Kept only so that the memory lives as long as this view of it.
+    """
+
+    address: int
+    count: int
+    dtype: DataType
+    kind: MemoryKind = MemoryKind.HOST
+    owner: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    def part(self, offset: int, count: int) -> Memory:
+        """The `count` elements from `offset` on."""
+        if not 0 <= offset <= offset + count <= self.count:
+            raise ValueError(f"elements {offset} to {offset + count} lie outside a memory of {self.count}")
+        return Memory(self.address + offset * self.dtype.itemsize, count, self.dtype, self.kind, self.owner)

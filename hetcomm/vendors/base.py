@@ -1,0 +1,169 @@
+"""What hetcomm asks of a vendor's collective library, and how it finds the libraries there are.
+
+A vendor is one foreign library seen through one shape. It makes communicators over groups of ranks that all use
+this vendor; a communicator starts collectives, each as a `Collective` in terms of its own ranks, and hands back an
+`Operation` that is polled. Nothing here blocks for data, so the executor's deadline holds everywhere.
+
+Other packages add vendors through the entry-point group `hetcomm.vendors`: name -> a callable without arguments that
+returns a `Vendor`. `hetcomm.testing.check_vendor` is the conformance suite they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Program
+from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
+
+__all__ = [
+    "Availability",
+    "Capabilities",
+    "Group",
+    "Operation",
+    "ProgramRunner",
+    "Vendor",
+    "VendorCommunicator",
+]
+
+
+class Group(Protocol):
+    """A few ranks of the job that can exchange small messages before any transport exists (the bootstrap's view).
+
+    Every method is collective over the group and obeys the job's deadline.
+    """
+
+    @property
+    def rank(self) -> int:
+        """This process's number in the group."""
+        ...
+
+    @property
+    def nranks(self) -> int: ...
+
+    def all_gather(self, payload: bytes) -> Sequence[bytes]:
+        """Everybody's payload, in rank order; payloads may differ in length."""
+        ...
+
+    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
+        """The payload of `root` (the others pass None)."""
+        ...
+
+    def barrier(self) -> None: ...
+
+
+class Operation(Protocol):
+    """Something under way that is polled."""
+
+    def test(self) -> bool:
+        """Move it along and say whether it is complete; never blocks.
+
+        Raises:
+            VendorError: The library reported a failure.
+            PeerFailureError: A rank it needs is gone.
+        """
+        ...
+
+
+class ProgramRunner(Protocol):
+    """What the built-in `ucx` vendor runs its flat schedules with; the executor provides it for the group's ranks."""
+
+    def start(
+        self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
+    ) -> Operation:
+        """Start a program without vendor calls, whose ranks are the group's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a vendor can be used in this process, and if not, why and what to do."""
+
+    usable: bool
+    version: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a vendor's communicators take, natively or composed by the vendor's own file.
+
+    Attributes:
+        memory: Where the arrays may live.
+        collectives: Kinds that `VendorCommunicator.start` takes.
+        dtypes: Element types.
+        ops: Reductions; `AVG` and `PREMUL_SUM` are never among them, since hetcomm composes those.
+        refused: (dtype, op) pairs out of those that it cannot do.
+        composed: (dtype, op) pairs it does by a detour, so that they are right but slow.
+        nan_propagates: NaN comes through `MIN` and `MAX`.
+    """
+
+    memory: frozenset[MemoryKind]
+    collectives: frozenset[CollectiveKind]
+    dtypes: frozenset[DataType]
+    ops: frozenset[ReduceKind]
+    refused: frozenset[tuple[DataType, ReduceKind]] = frozenset()
+    composed: frozenset[tuple[DataType, ReduceKind]] = frozenset()
+    nan_propagates: bool = True
+
+    def takes(self, collective: Collective, memory: MemoryKind = MemoryKind.HOST) -> bool:
+        """Whether `start` accepts this collective."""
+        if memory not in self.memory or collective.kind not in self.collectives or collective.dtype not in self.dtypes:
+            return False
+        op = collective.op
+        return op is None or (op in self.ops and (collective.dtype, op) not in self.refused)
+
+
+class VendorCommunicator(Protocol):
+    """A vendor's communicator over one group of ranks. Calls must come in the same order on all its ranks."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def nranks(self) -> int: ...
+
+    def start(self, collective: Collective, in_memory: Memory | None, out_memory: Memory | None) -> Operation:
+        """Start a collective; memory must stay alive and untouched until the operation is complete.
+
+        `in_memory` holds `collective.in_count(rank)` elements, or is None where there are none or the call is in place;
+        `out_memory` holds `collective.out_count(rank)` elements, in place `collective.buffer_count(rank)`, or is None.
+        All ranks get bit-identical results.
+
+        Raises:
+            VendorError: The library refused it.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Give up on whatever is under way; returns at once and never raises. Only `close` may follow."""
+        ...
+
+    def close(self) -> None:
+        """Release it; collective unless aborted; calling it again does nothing."""
+        ...
+
+
+class Vendor(Protocol):
+    """One foreign collective library."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def availability(self) -> Availability:
+        """Whether it can be used here; cheap, starts nothing, imports no more than it must."""
+        ...
+
+    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+        """A communicator over `group`; collective.
+
+        Raises:
+            VendorError: The library is missing or failed; the remedy says what to install or set.
+        """
+        ...
