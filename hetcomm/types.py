@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,11 +157,14 @@ def premul_sum(factor: Number) -> PremulSum:
 
 
 def _mpi_op_name(op: Any) -> str | None:
-    """'sum' for mpi4py's `MPI.SUM` and so on, without importing mpi4py; None for anything else."""
+    """'sum' for mpi4py's `MPI.SUM` and so on, without importing mpi4py; None for anything else.
+
+    An `Op` has no name, so it is compared with those of its module, which is there since the `Op` is.
+    """
     if type(op).__module__ != "mpi4py.MPI" or type(op).__name__ != "Op":
         return None
-    name = str(getattr(op, "name", ""))  # 'MPI_SUM', since mpi4py 4.1
-    return name.removeprefix("MPI_").lower() or None
+    mpi = sys.modules["mpi4py.MPI"]
+    return next((name for name in ("sum", "prod", "min", "max") if op == getattr(mpi, name.upper())), None)
 
 
 def identity(kind: ReduceKind, dtype: DataType) -> Number:

@@ -18,6 +18,11 @@ __all__ = ["Request", "Transport"]
 class Request(Protocol):
     """One message on its way."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that arrived, of a completed receive; of a send, and while under way, undefined."""
+        ...
+
     def test(self) -> bool:
         """Whether it has completed; never blocks, never progresses the transport.
 

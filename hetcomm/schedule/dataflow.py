@@ -1,0 +1,277 @@
+"""What a step reads and writes, and everything that follows: order inside a program, matching between programs.
+
+The rules of this file:
+
+* `accesses` is the one table of what each kind of step touches; no other file derives it again.
+* Two steps of a program are ordered where one writes what the other reads or writes. The later one then waits until
+  the earlier one is *complete*.
+* Sends to one peer on one channel are started in program order, so are receives, and so are all vendor calls of
+  a program, on whatever communicators (NCCL deadlocks otherwise). The later one then only waits until the earlier
+  one is *started*.
+* The k-th send of a (sender, receiver, channel) belongs to the k-th receive of it, and the k-th call on
+  a communicator to the k-th call of every other member.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hetcomm.errors import ScheduleError
+from hetcomm.schedule.collective import CollectiveKind
+from hetcomm.schedule.intervals import IntervalMap
+from hetcomm.schedule.steps import (
+    Buffer,
+    CommId,
+    Copy,
+    Fill,
+    Program,
+    Recv,
+    Reduce,
+    Schedule,
+    Send,
+    Slice,
+    Step,
+    VendorCall,
+)
+from hetcomm.schedule.timeline import label
+
+__all__ = ["Order", "StepId", "accesses", "dependencies", "match", "step_error", "vendor_groups"]
+
+StepId = tuple[int, int]
+"""(rank, index of the step in its program)."""
+
+_Slices = tuple[Slice, ...]
+_UNBOUNDED = 1 << 62
+
+
+def step_error(program: Program, index: int, message: str, remedy: str | None = None) -> ScheduleError:
+    """The error that blames one step of a program."""
+    text = f"{index} ({label(program.steps[index])})"
+    return ScheduleError(message, rank=program.rank, step=text, remedy=remedy)
+
+
+def accesses(step: Step, comm_rank: int | None = None) -> tuple[_Slices, _Slices]:
+    """The slices a step reads and those it writes, none of them empty.
+
+    `comm_rank` is this rank's number in the communicator of a vendor call. It matters for calls in place only: without
+    it the one buffer counts as both read and written, which is safe but orders more. After a reduce_scatter in place
+    all of the buffer counts as written: what lies outside the output is undefined.
+    """
+    reads, writes = _touched(step, comm_rank)
+    for touched in (*reads, *writes):
+        if not touched.count:
+            return tuple(s for s in reads if s.count), tuple(s for s in writes if s.count)
+    return reads, writes
+
+
+def _touched(step: Step, comm_rank: int | None) -> tuple[_Slices, _Slices]:
+    match step:
+        case Send():
+            return (step.src,), ()
+        case Recv() | Fill():
+            return (), (step.dst,)
+        case Copy():
+            return (step.src,), (step.dst,)
+        case Reduce():
+            return (step.dst, step.src), (step.dst,)
+        case VendorCall():
+            if step.collective.in_place and step.dst is not None:
+                return _in_place(step, step.dst, comm_rank)
+            reads = (step.src,) if step.src is not None else ()
+            return reads, (step.dst,) if step.dst is not None else ()
+
+
+def _in_place(step: VendorCall, buffer: Slice, comm_rank: int | None) -> tuple[_Slices, _Slices]:
+    collective, both = step.collective, ((buffer,), (buffer,))
+    if comm_rank is None:
+        return both
+    at_root = comm_rank == collective.root
+    match collective.kind:
+        case CollectiveKind.ALL_REDUCE | CollectiveKind.REDUCE_SCATTER:
+            return both
+        case CollectiveKind.ALL_GATHER:
+            return (buffer.part(collective.in_offset(comm_rank), collective.count),), (buffer,)
+        case CollectiveKind.REDUCE:
+            return both if at_root else ((buffer,), ())
+        case CollectiveKind.BROADCAST:
+            return ((buffer,), ()) if at_root else ((), (buffer,))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one step waits for: indices of earlier steps of its program, ascending, no index in both.
+
+    Attributes:
+        complete: Steps that must be complete before it is started.
+        started: Steps that must have been started before it is started.
+    """
+
+    complete: tuple[int, ...] = ()
+    started: tuple[int, ...] = ()
+
+
+# For each run of a buffer: the step that wrote it last (-1: none) and the steps that have read it since.
+_History = tuple[int, tuple[int, ...]]
+
+
+def dependencies(program: Program, comm_ranks: Mapping[CommId, int] | None = None) -> tuple[Order, ...]:
+    """What each step of a program waits for.
+
+    Read after write, write after read and write after write on overlapping slices, and the order in which sends,
+    receives and vendor calls are started. What follows from other entries is mostly left out. Takes time in proportion
+    to the steps and the runs they cut the buffers into.
+
+    Args:
+        program: Any program; its steps need not be valid together.
+        comm_ranks: This rank's number in each communicator, which allows more overlap (see `accesses`).
+    """
+    histories: dict[Buffer, IntervalMap[_History]] = {b: IntervalMap(_UNBOUNDED, (-1, ())) for b in Buffer}
+    latest: dict[object, int] = {}
+    orders: list[Order] = []
+    for index, step in enumerate(program.steps):
+        comm_rank = comm_ranks.get(step.comm) if comm_ranks and isinstance(step, VendorCall) else None
+        waits = _data_waits(index, accesses(step, comm_rank), histories)
+        waits.discard(-1)
+        if len(waits) > 1:
+            for wait in sorted(waits, reverse=True):
+                waits.difference_update(orders[wait].complete)
+        started: tuple[int, ...] = ()
+        queue = _issue_queue(step)
+        if queue is not None:
+            before = latest.get(queue)
+            if before is not None and before not in waits:
+                started = (before,)
+            latest[queue] = index
+        orders.append(Order(tuple(sorted(waits)), started))
+    return tuple(orders)
+
+
+def _data_waits(
+    index: int, touched: tuple[_Slices, _Slices], histories: dict[Buffer, IntervalMap[_History]]
+) -> set[int]:
+    """The steps whose accesses conflict with those of step `index`, which are then recorded."""
+    reads, writes = touched
+    waits: set[int] = set()
+    for read in reads:
+        for _, _, (writer, _) in histories[read.buffer].runs(read.offset, read.stop):
+            waits.add(writer)
+    for write in writes:
+        for _, _, (writer, readers) in histories[write.buffer].runs(write.offset, write.stop):
+            # The readers have waited for the writer already.
+            if readers:
+                waits.update(readers)
+            else:
+                waits.add(writer)
+    for read in reads:
+        if read in writes:
+            continue
+        history = histories[read.buffer]
+        runs = history.runs(read.offset, read.stop)
+        history.paste([(start, stop, (writer, (*readers, index))) for start, stop, (writer, readers) in runs])
+    for write in writes:
+        histories[write.buffer].assign(write.offset, write.stop, (index, ()))
+    return waits
+
+
+def _issue_queue(step: Step) -> object | None:
+    """Steps with equal queues are started in program order."""
+    if isinstance(step, VendorCall):
+        return VendorCall
+    if isinstance(step, (Send, Recv)):
+        return type(step), step.peer, step.channel
+    return None
+
+
+def match(schedule: Schedule) -> dict[StepId, StepId]:
+    """Which receive takes each send: both (send -> receive) and (receive -> send) are keys.
+
+    Raises:
+        ScheduleError: A send or receive has no partner, or theirs differ in count; names the step.
+    """
+    queues: dict[tuple[int, int, int], tuple[list[StepId], list[StepId]]] = defaultdict(lambda: ([], []))
+    for program in schedule.programs:
+        for index, step in enumerate(program.steps):
+            if isinstance(step, Send):
+                queues[program.rank, step.peer, step.channel][0].append((program.rank, index))
+            elif isinstance(step, Recv):
+                queues[step.peer, program.rank, step.channel][1].append((program.rank, index))
+    partners: dict[StepId, StepId] = {}
+    for (sender, receiver, channel), (sends, recvs) in queues.items():
+        if len(sends) != len(recvs):
+            rank, index = max(sends, recvs, key=len)[min(len(sends), len(recvs))]
+            raise step_error(
+                schedule.programs[rank],
+                index,
+                f"has no partner: rank {sender} sends {len(sends)} times to rank {receiver} on channel {channel}, "
+                f"which receives {len(recvs)} times",
+            )
+        for send, recv in zip(sends, recvs, strict=True):
+            _check_counts(schedule, send, recv)
+            partners[send] = recv
+            partners[recv] = send
+    return partners
+
+
+def _check_counts(schedule: Schedule, send: StepId, recv: StepId) -> None:
+    source = schedule.programs[send[0]].steps[send[1]]
+    target = schedule.programs[recv[0]].steps[recv[1]]
+    if isinstance(source, Send) and isinstance(target, Recv) and source.src.count != target.dst.count:
+        raise step_error(
+            schedule.programs[recv[0]],
+            recv[1],
+            f"receives {target.dst.count} elements of the {source.src.count} that rank {send[0]} sends in "
+            f"step {send[1]} ({label(source)})",
+        )
+
+
+def vendor_groups(schedule: Schedule) -> dict[tuple[CommId, int], tuple[StepId, ...]]:
+    """The steps that make up each vendor call, in the communicator's order, by communicator and number of the call.
+
+    Raises:
+        ScheduleError: A communicator is unknown, a rank calls one it is no member of, or members differ in how many
+            calls they make, or in the collective of a call (but for `in_place`); names the step.
+    """
+    calls: dict[CommId, dict[int, list[int]]] = {comm: {} for comm in schedule.communicators}
+    members_of = {comm: frozenset(members) for comm, members in schedule.communicators.items()}
+    for program in schedule.programs:
+        for index, step in enumerate(program.steps):
+            if isinstance(step, VendorCall):
+                if step.comm not in calls:
+                    raise step_error(program, index, f"names {step.comm}, which the schedule does not list")
+                if program.rank not in members_of[step.comm]:
+                    raise step_error(program, index, f"calls {step.comm}, of which the rank is no member")
+                calls[step.comm].setdefault(program.rank, []).append(index)
+    groups: dict[tuple[CommId, int], tuple[StepId, ...]] = {}
+    for comm, by_rank in calls.items():
+        if not by_rank:
+            continue
+        most = max(by_rank, key=lambda rank: len(by_rank[rank]))
+        for number, index in enumerate(by_rank[most]):
+            members = schedule.communicators[comm]
+            for rank in members:
+                calls_made = len(by_rank.get(rank, ()))
+                if calls_made <= number:
+                    text = f"is call {number} on {comm}, on which rank {rank} makes only {calls_made}"
+                    raise step_error(schedule.programs[most], index, text)
+            group = tuple((rank, by_rank[rank][number]) for rank in members)
+            _check_agreement(schedule, group)
+            groups[comm, number] = group
+    return groups
+
+
+def _check_agreement(schedule: Schedule, group: tuple[StepId, ...]) -> None:
+    """Raises `ScheduleError` unless the members of a vendor call agree on its collective."""
+    (rank, index), *others = group
+    first = schedule.programs[rank].steps[index]
+    for other_rank, other_index in others:
+        other = schedule.programs[other_rank].steps[other_index]
+        if isinstance(first, VendorCall) and isinstance(other, VendorCall) and first.collective != other.collective:
+            if first.collective.with_in_place(False) == other.collective.with_in_place(False):
+                continue
+            raise step_error(
+                schedule.programs[other_rank],
+                other_index,
+                f"meets another collective of rank {rank}: step {index} ({label(first)})",
+            )

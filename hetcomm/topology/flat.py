@@ -1,0 +1,264 @@
+"""Collectives of one group of ranks over point-to-point alone: what the built-in `ucx` vendor runs.
+
+N ranks, S bytes as in `hetcomm.topology.bounds`, log is the logarithm to base 2 rounded up. A latency is a message
+that must wait for another. Messages up to `SMALL_BYTES` take the plan with the fewest latencies, others the one with
+the fewest bytes.
+
+==============  ==============================  =====================  ==========================
+collective      algorithm                       latencies              bytes sent by a rank
+==============  ==============================  =====================  ==========================
+all_reduce      recursive doubling (small)      log N, +1 if N is no   S log N, +S at some ranks
+                                                power of two           if N is no power of two
+                ring reduce_scatter, all_gather 2(N-1)                 2S(N-1)/N
+reduce          binomial tree (small)           log N                  S
+                ring reduce_scatter, gather     N                      S at most
+broadcast       binomial tree (small)           log N                  S log N at the root
+                scatter, ring all_gather        N                      S(N-1)/N, 2S(N-1)/N at the root
+all_gather      Bruck (small)                   log N                  S(N-1)/N
+                ring                            N-1                    S(N-1)/N
+reduce_scatter  pairwise (small)                1                      S(N-1)/N
+                ring                            N-1                    S(N-1)/N
+==============  ==============================  =====================  ==========================
+
+Sources: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA
+19(1), 2005; J. Bruck et al., "Efficient Algorithms for All-to-All Communications", IEEE TPDS 8(11), 1997; E. Chan et
+al., "Collective communication: theory, practice, and experience", CCPE 19(13), 2007.
+
+All ranks get bit-identical results: in a ring and a tree each element is finished in one place; in recursive
+doubling both partners take the lower rank's partial as the left operand.
+"""
+
+from __future__ import annotations
+
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Program, Slice
+from hetcomm.topology.builder import Builder
+
+__all__ = ["SMALL_BYTES", "plan"]
+
+SMALL_BYTES = 16 << 10
+"""Largest vector, in bytes, or for the collectives with blocks the largest block, that counts as small."""
+
+
+def plan(collective: Collective, rank: int) -> Program:
+    """The program of `rank` for any collective of one group, with no vendor call."""
+    builder = Builder(collective, rank)
+    source, target = builder.source(), builder.target()
+    if not collective.count:
+        return builder.program("nothing to do")
+    if collective.nranks == 1:
+        builder.average(source, target)
+        return builder.program("local copy")
+    small = collective.count * collective.dtype.itemsize <= SMALL_BYTES
+    match collective.kind:
+        case CollectiveKind.ALL_REDUCE:
+            name = _recursive_doubling(builder, source, target) if small else _ring_all_reduce(builder, source, target)
+        case CollectiveKind.REDUCE:
+            name = _binomial_reduce(builder, source, target) if small else _ring_reduce(builder, source, target)
+        case CollectiveKind.BROADCAST:
+            name = _binomial_broadcast(builder, source, target) if small else _scattered(builder, source, target)
+        case CollectiveKind.ALL_GATHER:
+            name = _bruck(builder, source, target) if small else _ring_all_gather(builder, source, target)
+        case CollectiveKind.REDUCE_SCATTER:
+            name = _pairwise(builder, source, target) if small else _ring_reduce_scatter(builder, source, target)
+    return builder.program(name)
+
+
+def _recursive_doubling(builder: Builder, source: Slice, target: Slice) -> str:
+    """Partners exchange and add what they have, over distances 1, 2, 4, ...; ranks too many for that join another."""
+    rank, nranks = builder.rank, builder.collective.nranks
+    power = 1 << nranks.bit_length() - 1
+    extra = nranks - power
+    sum_so_far, spare = target, builder.scratch(target.count)
+    builder.copy(source, sum_so_far)
+    if rank < 2 * extra and rank % 2 == 0:
+        builder.send(sum_so_far, rank + 1)
+        builder.recv(target, rank + 1)
+        return "recursive doubling"
+    if rank < 2 * extra:
+        builder.recv(spare, rank - 1)
+        builder.reduce(sum_so_far, spare)
+        sum_so_far, spare = spare, sum_so_far
+    number = rank // 2 if rank < 2 * extra else rank - extra
+    distance = 1
+    while distance < power:
+        partner = number ^ distance
+        peer = 2 * partner + 1 if partner < extra else partner + extra
+        builder.send(sum_so_far, peer)
+        builder.recv(spare, peer)
+        if number < partner:
+            builder.reduce(spare, sum_so_far)
+        else:
+            builder.reduce(sum_so_far, spare)
+            sum_so_far, spare = spare, sum_so_far
+        distance *= 2
+    builder.average(sum_so_far, target)
+    if rank < 2 * extra:
+        builder.send(target, rank - 1)
+    return "recursive doubling"
+
+
+def _ring_all_reduce(builder: Builder, source: Slice, target: Slice) -> str:
+    _ring_reduce_blocks(builder, source, _block(builder, target, builder.rank))
+    _ring_gather_blocks(builder, target)
+    return "ring reduce_scatter and all_gather"
+
+
+def _ring_reduce(builder: Builder, source: Slice, target: Slice) -> str:
+    """Each rank finishes its block and sends it to the root."""
+    rank, root = builder.rank, builder.collective.root or 0
+    whole = target if rank == root else source
+    count = _block(builder, whole, rank).count
+    mine = _block(builder, target, rank) if rank == root else builder.scratch(count)
+    _ring_reduce_blocks(builder, source, mine)
+    if rank != root:
+        builder.send(mine, root)
+        return "ring reduce_scatter and gather"
+    for peer in range(builder.collective.nranks):
+        if peer != root:
+            builder.recv(_block(builder, target, peer), peer)
+    return "ring reduce_scatter and gather"
+
+
+def _ring_reduce_scatter(builder: Builder, source: Slice, target: Slice) -> str:
+    _ring_reduce_blocks(builder, source, target)
+    return "ring"
+
+
+def _ring_reduce_blocks(builder: Builder, source: Slice, mine: Slice) -> None:
+    """Block k travels once round the ring, from rank k+1 to rank k, and each rank adds its own part of it.
+
+    `mine` is where this rank's block goes; it may be where the block lies in `source`.
+    """
+    rank, nranks = builder.rank, builder.collective.nranks
+    before, after = (rank - 1) % nranks, (rank + 1) % nranks
+    longest = -(-source.count // nranks)
+    spaces = [builder.scratch(longest), builder.scratch(longest)] if nranks > 2 else [builder.scratch(longest)]
+    partial = _block(builder, source, before)
+    for step in range(nranks - 1):
+        builder.send(partial, after)
+        own = _block(builder, source, (rank - 2 - step) % nranks)
+        last = step == nranks - 2
+        if last and own != mine:
+            builder.recv(mine, before)
+            builder.reduce(own, mine)
+        else:
+            partial = spaces[step % len(spaces)].part(0, own.count)
+            builder.recv(partial, before)
+            builder.reduce(*((partial, own) if last else (own, partial)))
+    builder.average(mine, mine)
+
+
+def _ring_gather_blocks(builder: Builder, whole: Slice) -> None:
+    """Each block travels round the ring until all have it; each rank begins with its own in place."""
+    rank, nranks = builder.rank, builder.collective.nranks
+    for step in range(nranks - 1):
+        builder.send(_block(builder, whole, (rank - step) % nranks), (rank + 1) % nranks)
+        builder.recv(_block(builder, whole, (rank - step - 1) % nranks), (rank - 1) % nranks)
+
+
+def _block(builder: Builder, whole: Slice, number: int) -> Slice:
+    """Block `number` of as many equal blocks as there are ranks."""
+    nranks = builder.collective.nranks
+    start = whole.count * number // nranks
+    return whole.part(start, whole.count * (number + 1) // nranks - start)
+
+
+def _binomial_reduce(builder: Builder, source: Slice, target: Slice) -> str:
+    """Ranks are numbered from the root on; each adds what its children send and sends the sum to its parent."""
+    rank, nranks, root = builder.rank, builder.collective.nranks, builder.collective.root or 0
+    number = (rank - root) % nranks
+    total = source
+    distance = 1
+    while distance < nranks and not number & distance:
+        if number + distance < nranks:
+            if total is source:
+                total = target if rank == root else builder.scratch(source.count)
+                builder.copy(source, total)
+            partial = builder.scratch(source.count)
+            builder.recv(partial, (rank + distance) % nranks)
+            builder.reduce(partial, total)
+        distance *= 2
+    if number:
+        builder.send(total, (rank - distance) % nranks)
+    else:
+        builder.average(total, target)
+    return "binomial tree"
+
+
+def _binomial_broadcast(builder: Builder, source: Slice, target: Slice) -> str:
+    """Ranks are numbered from the root on; each receives from its parent and sends to its children, farthest first."""
+    rank, nranks, root = builder.rank, builder.collective.nranks, builder.collective.root or 0
+    number = (rank - root) % nranks
+    distance = 1
+    while distance < nranks and not number & distance:
+        distance *= 2
+    have = source if number == 0 else target
+    if number:
+        builder.recv(target, (rank - distance) % nranks)
+    while distance > 1:
+        distance //= 2
+        if number + distance < nranks:
+            builder.send(have, (rank + distance) % nranks)
+    if number == 0:
+        builder.copy(source, target)
+    return "binomial tree"
+
+
+def _scattered(builder: Builder, source: Slice, target: Slice) -> str:
+    """The root sends each rank its block, and a ring gathers them."""
+    rank, nranks, root = builder.rank, builder.collective.nranks, builder.collective.root or 0
+    if rank == root:
+        for step in range(1, nranks):
+            peer = (rank + step) % nranks
+            builder.send(_block(builder, source, peer), peer)
+        builder.copy(source, target)
+        for step in range(nranks - 1):
+            builder.send(_block(builder, target, (rank - step) % nranks), (rank + 1) % nranks, 1)
+        return "scatter and ring all_gather"
+    builder.recv(_block(builder, target, rank), root)
+    after = (rank + 1) % nranks
+    for step in range(nranks - 1):
+        if after != root:
+            builder.send(_block(builder, target, (rank - step) % nranks), after, 1)
+        builder.recv(_block(builder, target, (rank - step - 1) % nranks), (rank - 1) % nranks, 1)
+    return "scatter and ring all_gather"
+
+
+def _ring_all_gather(builder: Builder, source: Slice, target: Slice) -> str:
+    builder.copy(source, _block(builder, target, builder.rank))
+    _ring_gather_blocks(builder, target)
+    return "ring"
+
+
+def _bruck(builder: Builder, source: Slice, target: Slice) -> str:
+    """Blocks are numbered from this rank on; what a rank has doubles with each message."""
+    rank, nranks, count = builder.rank, builder.collective.nranks, builder.collective.count
+    work = builder.scratch(nranks * count)
+    builder.copy(source, work.part(0, count))
+    have = 1
+    while have < nranks:
+        more = min(have, nranks - have)
+        builder.send(work.part(0, more * count), (rank - have) % nranks)
+        builder.recv(work.part(have * count, more * count), (rank + have) % nranks)
+        have += more
+    to_end = (nranks - rank) * count
+    builder.copy(work.part(0, to_end), target.part(rank * count, to_end))
+    builder.copy(work.part(to_end, rank * count), target.part(0, rank * count))
+    return "Bruck"
+
+
+def _pairwise(builder: Builder, source: Slice, target: Slice) -> str:
+    """Each rank sends every other the block it needs and adds up what comes."""
+    rank, nranks, count = builder.rank, builder.collective.nranks, builder.collective.count
+    peers = [(rank + step) % nranks for step in range(1, nranks)]
+    for peer in peers:
+        builder.send(source.part(peer * count, count), peer)
+    partials = {peer: builder.scratch(count) for peer in peers}
+    for peer in reversed(peers):
+        builder.recv(partials[peer], peer)
+    builder.copy(source.part(rank * count, count), target)
+    for peer in reversed(peers):
+        builder.reduce(partials[peer], target)
+    builder.average(target, target)
+    return "pairwise"

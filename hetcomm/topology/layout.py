@@ -1,0 +1,113 @@
+"""Who handles which part of a vector: shares by bandwidth, tilings, and the messages between two divisions.
+
+A division of `count` elements is a tuple of `Share`s: ascending, not empty, disjoint and together everything. A
+cluster divides its traffic over its border ranks in proportion to their uplinks. Where all its ranks are border
+ranks with equal uplinks the division is a *tiling*: one block for each rank in home order, all equal but for the
+last, which also takes what is left over; this is what a vendor's reduce_scatter and all_gather understand.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hetcomm.topology.model import Cluster, Topology
+
+__all__ = ["Direction", "Share", "blocks", "divide", "is_even", "messages", "owner_cuts", "tile_count"]
+
+_RESOLUTION = 1 << 20
+_MAX_ALIGNMENT = 512
+
+
+class Direction(enum.Enum):
+    """Which of an uplink's two bandwidths counts."""
+
+    OUT = "out"
+    IN = "in"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Elements `start` to `stop` of a vector, and the rank that handles them."""
+
+    start: int
+    stop: int
+    rank: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+
+def is_even(cluster: Cluster) -> bool:
+    """Whether all uplinks of the cluster have the same bandwidths."""
+    first = cluster.uplinks[0]
+    return all(
+        uplink.bandwidth_out == first.bandwidth_out and uplink.bandwidth_in == first.bandwidth_in
+        for uplink in cluster.uplinks
+    )
+
+
+def divide(cluster: Cluster, count: int, direction: Direction) -> tuple[Share, ...]:
+    """`count` elements divided over the border ranks of `cluster`, in proportion to their uplinks one way.
+
+    A border rank's share is within one element of the proportion, or in a tiling within the number of ranks.
+    """
+    border = cluster.border
+    if is_even(cluster):
+        step, nborder = count // len(border), len(border)
+        if nborder == len(cluster):
+            cuts = [k * step for k in range(nborder)] + [count]
+        else:
+            cuts = [count * k // nborder for k in range(nborder + 1)]
+    else:
+        out = direction is Direction.OUT
+        bandwidths = [uplink.bandwidth_out if out else uplink.bandwidth_in for uplink in cluster.uplinks]
+        fastest = max(bandwidths)
+        weights = [max(1, round(bandwidth / fastest * _RESOLUTION)) for bandwidth in bandwidths]
+        total, so_far, cuts = sum(weights), 0, [0]
+        for weight in weights:
+            so_far += weight
+            cuts.append(count * so_far // total)
+    return tuple(Share(a, b, rank) for a, b, rank in zip(cuts, cuts[1:], border, strict=False) if a < b)
+
+
+def blocks(ranks: Sequence[int], count: int) -> tuple[Share, ...]:
+    """One block of `count` elements for each of `ranks`, in order."""
+    return tuple(Share(k * count, (k + 1) * count, rank) for k, rank in enumerate(ranks))
+
+
+def tile_count(shares: Sequence[Share], ranks: Sequence[int]) -> int:
+    """Elements of each block if `shares` is a tiling over `ranks`, else 0."""
+    if len(shares) != len(ranks):
+        return 0
+    count = shares[0].count
+    tiled = all(share.start == k * count and share.rank == ranks[k] for k, share in enumerate(shares))
+    return count if tiled and shares[-1].count >= count else 0
+
+
+def messages(senders: Sequence[Share], receivers: Sequence[Share]) -> Iterator[tuple[int, int, int, int]]:
+    """(start, stop, sender, receiver) of each message that turns one division into the other, ascending."""
+    i = j = 0
+    while i < len(senders) and j < len(receivers):
+        a, b = senders[i], receivers[j]
+        start, stop = max(a.start, b.start), min(a.stop, b.stop)
+        if start < stop:
+            yield start, stop, a.rank, b.rank
+        i, j = (i + 1, j) if a.stop <= b.stop else (i, j + 1)
+
+
+def owner_cuts(topology: Topology, count: int) -> list[int]:
+    """Where the region of each cluster begins in a vector of `count` elements that the clusters own in equal parts,
+    and `count` itself at the end.
+
+    Regions of long vectors begin at multiples of the tilings' numbers of ranks, so that they divide without rest.
+    """
+    nclusters = len(topology.clusters)
+    sizes = {len(cluster) for cluster in topology.clusters if len(cluster) == len(cluster.border)}
+    unit = math.lcm(*sizes)
+    if unit > _MAX_ALIGNMENT or count < 16 * nclusters * unit:
+        unit = 1
+    return [count // unit * k // nclusters * unit for k in range(nclusters)] + [count]

@@ -1,0 +1,25 @@
+"""Options and profiles of the whole suite; nothing in it is imported by tests."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+# Deterministic everywhere: a failure on one machine is the same failure on another.
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
