@@ -85,7 +85,7 @@ def extensions() -> list[Extension]:
             "hetcomm._ext.ucp",
             [str(folder / "ucp.pyx")],
             include_dirs=[str(folder), str(find_ucx_include())],
-            depends=[str(folder / name) for name in ("ucp_table.h", "ucp_wait.h", "ucp_api.pxd")],
+            depends=sorted(str(path) for kind in ("h", "pxd", "pxi") for path in folder.glob(f"ucp*.{kind}")),
             extra_compile_args=["-O3", "-Wno-unused-function"],
             libraries=["dl"],
         )

@@ -1,1 +1,65 @@
-"""Collectives over arrays of any vendor's device, in jobs that span hardware of several vendors."""
+"""Collectives across clusters of hardware from several vendors."""
+
+from hetcomm.communicator import Communicator, Explanation, Statistics, Trace, init
+from hetcomm.errors import (
+    CollectiveMismatchError,
+    CollectiveTimeoutError,
+    HetcommError,
+    PeerFailureError,
+    PlanMismatchError,
+    ScheduleError,
+    TopologyError,
+    TransportError,
+    UsageError,
+    VendorError,
+)
+from hetcomm.topology.model import Cluster, Topology, Uplink
+from hetcomm.types import (
+    AVG,
+    MAX,
+    MIN,
+    PROD,
+    SUM,
+    ArrayLike,
+    Config,
+    DataType,
+    MemoryKind,
+    PremulSum,
+    ReduceKind,
+    ReduceOp,
+    premul_sum,
+)
+
+__all__ = [
+    "AVG",
+    "MAX",
+    "MIN",
+    "PROD",
+    "SUM",
+    "ArrayLike",
+    "Cluster",
+    "CollectiveMismatchError",
+    "CollectiveTimeoutError",
+    "Communicator",
+    "Config",
+    "DataType",
+    "Explanation",
+    "HetcommError",
+    "MemoryKind",
+    "PeerFailureError",
+    "PlanMismatchError",
+    "PremulSum",
+    "ReduceKind",
+    "ReduceOp",
+    "ScheduleError",
+    "Statistics",
+    "Topology",
+    "TopologyError",
+    "Trace",
+    "TransportError",
+    "Uplink",
+    "UsageError",
+    "VendorError",
+    "init",
+    "premul_sum",
+]

@@ -13,7 +13,7 @@ import itertools
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -185,7 +185,7 @@ class _Suite:
             chunk = [(*self._prepare(*case), case[1]) for case in cases[first : first + width]]
             started = [buffers.start(communicator) for buffers, _, _ in chunk]
             for (buffers, expected, rough), operation in zip(chunk, started, strict=True):
-                _finish(operation, buffers.collective)
+                _finish(operation, buffers.collective, (communicator,))
                 buffers.check_untouched()
                 digests.append(self._verify(buffers, expected, rough))
         self._meet(communicator)
@@ -229,15 +229,16 @@ class _Suite:
         self._group.barrier()
 
     def _together(self, calls: list[tuple[VendorCommunicator, Collective]]) -> None:
+        communicators = list({id(comm): comm for comm, _ in calls}.values())
         prepared = [(*self._prepare(collective, False), comm) for comm, collective in calls]
         started = [(buffers, expected, buffers.start(comm)) for buffers, expected, comm in prepared]
         shift = self._group.rank % max(len(started), 1)
         for buffers, _, operation in started[shift:] + started[:shift]:
-            _finish(operation, buffers.collective)
+            _finish(operation, buffers.collective, communicators)
         for buffers, expected, _ in started:
             buffers.check_untouched()
             self._verify(buffers, expected, False)
-        for communicator in {id(comm): comm for comm, _ in calls}.values():
+        for communicator in communicators:
             self._meet(communicator)
 
     def _meet(self, communicator: VendorCommunicator) -> None:
@@ -248,8 +249,7 @@ class _Suite:
             meeting = Collective(kinds[0], communicator.nranks, 1, DataType.INT32, op)
             buffers, _ = self._prepare(meeting, False)
             operation = buffers.start(communicator)
-            communicator.progress()
-            _finish(operation, meeting)
+            _finish(operation, meeting, (communicator,))
 
     def _takes(self, kind: CollectiveKind) -> bool:
         op = ReduceKind.SUM if kind.reduces else None
@@ -313,12 +313,14 @@ class _Suite:
             assert not different, f"{_case(collective)} and its like: ranks {different} hold other bits than rank 0"
 
 
-def _finish(operation: Operation, collective: Collective) -> None:
+def _finish(operation: Operation, collective: Collective, communicators: Iterable[VendorCommunicator]) -> None:
     end = time.monotonic() + _DEADLINE
     for tries in itertools.count():
         if operation.test():
             break
         if tries > 50:
+            for communicator in communicators:
+                communicator.progress()
             os.sched_yield()
         assert time.monotonic() < end, f"{_case(collective)} is not complete after {_DEADLINE:.0f} s"
     assert operation.test(), f"{_case(collective)}: a complete operation must stay complete"

@@ -51,7 +51,9 @@ class Group(Protocol):
         """The payload of `root` (the others pass None)."""
         ...
 
-    def barrier(self) -> None: ...
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        ...
 
 
 class Operation(Protocol):
@@ -135,6 +137,17 @@ class VendorCommunicator(Protocol):
 
         Raises:
             VendorError: The library refused it.
+        """
+        ...
+
+    def progress(self) -> None:
+        """Move along everything that other ranks need from this one; never blocks, does nothing once closed or aborted.
+
+        Whoever waits calls this now and then, whatever is waited for: an operation that is not polled may need steps of
+        this rank, and even for complete ones a library may hold back messages until it is called again.
+
+        Raises:
+            VendorError, PeerFailureError: As `Operation.test`.
         """
         ...
 

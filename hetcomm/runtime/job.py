@@ -1,0 +1,143 @@
+"""What all communicators of one `hetcomm.init` share: the transport, the bootstrap group, the numbering of contexts.
+
+The order in `open_job` matters: UCX is loaded before mpi4py is imported, because two UCX builds in one process crash
+and MPI adopts the one that is there (design, "Which UCX").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hetcomm.errors import HetcommError, TopologyError, UsageError
+from hetcomm.runtime import detect
+from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
+from hetcomm.runtime.tags import Contexts
+from hetcomm.topology.model import Topology
+from hetcomm.transport.base import Transport
+from hetcomm.types import Config
+
+__all__ = ["Job", "open_job"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One process's part of a job.
+
+    Attributes:
+        config: Its settings.
+        transport: Connected to every rank under its number.
+        group: All ranks.
+        topology: Of all ranks.
+        contexts: See `hetcomm.runtime.tags`.
+    """
+
+    config: Config
+    transport: Transport
+    group: JobGroup
+    topology: Topology
+    contexts: Contexts
+
+
+def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
+    """Meet the other ranks and connect to them; collective.
+
+    Args:
+        config: The settings of this process.
+        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
+        topology: A `Topology`, or the path of a file with one; overrides `config.topology`.
+
+    Raises:
+        UsageError, TopologyError, VendorError, TransportError: On every rank, if any rank cannot take part; the message
+            names it. An MPI that is not the launcher's is found by each rank on its own.
+        CollectiveTimeoutError: Not all ranks took part in time.
+    """
+    failure: HetcommError | None = None
+    transport: Transport | None = None
+    try:
+        transport = _open_transport(config)
+    except HetcommError as error:
+        failure = error
+    try:
+        group = bootstrap(config, comm)
+        given: Topology | None = None
+        statement = detect.Statement()
+        try:
+            if failure is None and transport is not None:
+                given = _load(topology if topology is not None else config.topology, group.nranks)
+                statement = _state(config, given, group, transport, comm)
+        except HetcommError as error:
+            failure = error
+        answers = detect.exchange(group, statement.pack(), failure, "hetcomm.init")
+        statements = [detect.Statement.unpack(answer) for answer in answers]
+        _check_topologies(statements, group.rank)
+        assert transport is not None  # or `exchange` would have raised the failure
+        for peer, said in enumerate(statements):
+            transport.connect(peer, said.address)
+        found = given if given is not None else detect.build_topology(statements)
+    except BaseException:
+        if transport is not None:
+            transport.close()
+        raise
+    return Job(config, transport, group, found, Contexts())
+
+
+def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:
+    """The configuration, from the environment unless given, with the arguments of `hetcomm.init` on top.
+
+    Raises:
+        UsageError: The timeout is not a positive number of seconds.
+    """
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise UsageError(f"argument 'timeout' is {timeout!r}", remedy="Pass a positive number of seconds.")
+    base = Config.from_environ() if config is None else config
+    return replace(
+        base,
+        vendor=base.vendor if vendor is None else vendor,
+        cluster=base.cluster if cluster is None else cluster,
+        timeout=base.timeout if timeout is None else float(timeout),
+    )
+
+
+def _open_transport(config: Config) -> Transport:
+    from hetcomm.transport.ucx import UcxTransport  # loads UCX's binding; `import hetcomm` must not
+
+    transport: Transport = UcxTransport(config)
+    return transport
+
+
+def _load(topology: Any, nranks: int) -> Topology | None:
+    if topology is None:
+        return None
+    found = topology if isinstance(topology, Topology) else Topology.load(topology)
+    if found.nranks != nranks:
+        source = "the topology" if isinstance(topology, Topology) else f"the topology file {topology}"
+        raise TopologyError(
+            f"{source} describes {found.nranks} ranks, but the job has {nranks}",
+            remedy="Start as many ranks as it describes, or correct it.",
+        )
+    return found
+
+
+def _state(
+    config: Config, given: Topology | None, group: JobGroup, transport: Transport, comm: Any
+) -> detect.Statement:
+    wanted = given.cluster_of(group.rank).vendor if given is not None else None
+    return detect.Statement(
+        vendor=detect.choose_vendor(config, over_mpi=uses_mpi(config, comm), from_topology=wanted),
+        label=config.cluster or "",
+        host=detect.host(),
+        address=transport.address,
+        topology=given.fingerprint() if given is not None else "",
+    )
+
+
+def _check_topologies(statements: list[detect.Statement], rank: int) -> None:
+    for other, statement in enumerate(statements):
+        if statement.topology != statements[0].topology:
+            raise TopologyError(
+                f"rank 0 and rank {other} were given different topologies",
+                remedy="Give every rank the same file, or none.",
+                rank=rank,
+                peer=other,
+            )

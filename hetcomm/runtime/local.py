@@ -1,0 +1,90 @@
+"""The steps that a rank does alone on host memory: copy, scale, fill, reduce; with NumPy.
+
+Integers wrap around, NaN comes through min and max, and an average of integers is truncated towards zero, as
+`hetcomm.types.ReduceOp` promises. Nothing here warns about overflow or NaN: both are results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from hetcomm.errors import UsageError
+from hetcomm.runtime.buffers import view
+from hetcomm.types import DataType, Memory, Number, ReduceKind, identity
+
+__all__ = ["average", "check_factor", "copy", "fill", "multiply", "reduce"]
+
+_UFUNCS: dict[ReduceKind, Any] = {
+    ReduceKind.SUM: numpy.add,
+    ReduceKind.PROD: numpy.multiply,
+    ReduceKind.MIN: numpy.minimum,
+    ReduceKind.MAX: numpy.maximum,
+}
+
+
+def copy(src: Memory, dst: Memory) -> None:
+    """`dst = src`."""
+    numpy.copyto(view(dst), view(src))
+
+
+def fill(dst: Memory, op: ReduceKind) -> None:
+    """Set every element to the identity of `op`."""
+    view(dst)[...] = identity(op, dst.dtype)
+
+
+def reduce(src: Memory, dst: Memory, op: ReduceKind) -> None:
+    """`dst = dst op src`, in that order of operands; `op` is one of sum, prod, min, max."""
+    target = view(dst)
+    with numpy.errstate(all="ignore"):
+        _UFUNCS[op](target, view(src), out=target)
+
+
+def multiply(src: Memory, dst: Memory, factor: Number) -> None:
+    """`dst = src * factor`, in the element type; `check_factor` has accepted the factor."""
+    source, target = view(src), view(dst)
+    with numpy.errstate(all="ignore"):
+        if src.dtype.is_integer:
+            bits = 8 * src.dtype.itemsize
+            wrapped = int(factor.real) & (1 << bits) - 1  # two's complement, whatever the sign
+            scale = numpy.array([wrapped], f"uint{bits}").view(source.dtype)
+        else:
+            scale = numpy.array([factor], "complex128" if src.dtype.is_complex else "float64").astype(source.dtype)
+        numpy.multiply(source, scale, out=target)
+
+
+def average(src: Memory, dst: Memory, nranks: int) -> None:
+    """`dst = src / nranks`: integers are truncated towards zero, 16-bit floats divided in float32 and rounded once."""
+    source, target = view(src), view(dst)
+    with numpy.errstate(all="ignore"):
+        if not src.dtype.is_integer:
+            if src.dtype.is_complex:  # component by component: complex division would mix NaN and infinities
+                part = "float32" if src.dtype is DataType.COMPLEX64 else "float64"
+                source, target = source.view(part), target.view(part)
+            if src.dtype.itemsize == 2:
+                target[...] = (source.astype("float32") / numpy.float32(nranks)).astype(target.dtype)
+            else:
+                numpy.divide(source, source.dtype.type(nranks), out=target)
+            return
+        wide = source.astype("int64" if src.dtype.is_signed else "uint64")  # nranks need not fit the narrow type
+        quotient = wide // nranks
+        quotient += (wide < 0) & (quotient * nranks != wide)  # floor to truncation
+        target[...] = quotient.astype(target.dtype)
+
+
+def check_factor(factor: Number, dtype: DataType, rank: int) -> None:
+    """Refuse a factor of `premul_sum` that the element type cannot hold.
+
+    Raises:
+        UsageError: Not an integer for integers, or complex for reals.
+    """
+    if dtype.is_complex or (not dtype.is_integer and not isinstance(factor, complex)):
+        return
+    if not isinstance(factor, int):
+        wanted = "an int" if dtype.is_integer else "a real number"
+        raise UsageError(
+            f"argument 'op' has the factor {factor!r}, which {dtype.value} arrays cannot be multiplied by",
+            remedy=f"Pass {wanted} to hetcomm.premul_sum.",
+            rank=rank,
+        )

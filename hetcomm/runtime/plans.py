@@ -1,0 +1,142 @@
+"""The plans of one communicator: each collective is planned, checked against the vendors and bound once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hetcomm.errors import UsageError, VendorError
+from hetcomm.runtime.agreement import Intent
+from hetcomm.runtime.binding import BoundProgram
+from hetcomm.runtime.executor import Executor
+from hetcomm.schedule.collective import Collective
+from hetcomm.schedule.steps import Buffer, CommId, Program, Send, Slice, VendorCall
+from hetcomm.topology import select
+from hetcomm.topology.model import Topology
+from hetcomm.types import MemoryKind
+from hetcomm.vendors.base import Vendor, VendorCommunicator
+
+__all__ = ["Plan", "Plans"]
+
+_KEPT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a call runs.
+
+    Attributes:
+        collective: What was planned; kept so that its identity stays its own.
+        program: This rank's part.
+        bound: The same, ready to run.
+        direct: The communicator to call without the executor, if the program is nothing but one vendor call.
+        intent: What the ranks compare.
+        sent: Bytes this rank sends to other clusters.
+    """
+
+    collective: Collective
+    program: Program
+    bound: BoundProgram
+    direct: VendorCommunicator | None
+    intent: Intent
+    sent: int
+
+
+class Plans:
+    """The plans of one rank of one communicator."""
+
+    def __init__(self, topology: Topology, rank: int, executor: Executor, vendors: Mapping[CommId, Vendor]) -> None:
+        self.made = 0
+        self._topology = topology
+        self._rank = rank
+        self._executor = executor
+        self._vendors = vendors
+        self._plans: OrderedDict[tuple[int, int, str], Plan] = OrderedDict()
+
+    def get(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
+        """The plan of a collective that is called `name`, on arrays in `memory`.
+
+        Raises:
+            UsageError: A vendor does not take arrays in that memory.
+            VendorError: A vendor cannot do its part.
+        """
+        key = (id(collective), id(memory), name)
+        found = self._plans.get(key)
+        if found is None:
+            found = self._plans[key] = self._make(name, collective, memory)
+            self.made += 1
+            if len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+        return found
+
+    def _make(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
+        program = select.plan(collective, self._topology, self._rank)
+        for step in program.steps:
+            if isinstance(step, VendorCall):
+                self._check(step, memory)
+        return Plan(
+            collective,
+            program,
+            self._executor.bind(program),
+            self._direct(program),
+            self._intent(name, collective, program),
+            self._bytes_between_clusters(program),
+        )
+
+    def _check(self, step: VendorCall, memory: MemoryKind) -> None:
+        vendor = self._vendors[step.comm]
+        if memory not in vendor.capabilities.memory:
+            raise UsageError(
+                f"the arrays are in {memory.value} memory, but vendor {vendor.name!r} of this rank takes none there",
+                remedy="Pass host arrays, or give this rank a vendor for that device (HETCOMM_VENDOR).",
+                rank=self._rank,
+            )
+        if not vendor.capabilities.takes(step.collective, memory):
+            op = f" of op '{step.collective.op.value}'" if step.collective.op is not None else ""
+            raise VendorError(
+                f"vendor {vendor.name!r} cannot do {step.collective.kind.value}{op} on {step.collective.dtype.value}",
+                remedy="Use another dtype or op, or another vendor for this rank (HETCOMM_VENDOR).",
+                rank=self._rank,
+            )
+
+    def _direct(self, program: Program) -> VendorCommunicator | None:
+        """The communicator whose call is the whole program, with the whole buffers."""
+        if len(program.steps) != 1 or not isinstance(program.steps[0], VendorCall):
+            return None
+        step, collective, rank = program.steps[0], program.collective, program.rank
+        if step.collective != collective:
+            return None
+        if collective.in_place:
+            whole = step.src is None and step.dst == Slice(Buffer.OUT, 0, collective.buffer_count(rank))
+        else:
+            whole = step.src == _whole(Buffer.IN, collective.in_count(rank)) and step.dst == _whole(
+                Buffer.OUT, collective.out_count(rank)
+            )
+        return self._executor.communicators[step.comm] if whole else None
+
+    def _intent(self, name: str, collective: Collective, program: Program) -> Intent:
+        agreed = collective.with_in_place(False)
+        topology = self._topology.fingerprint()
+        said = repr((name, agreed, program.algorithm, topology))
+        op = f" {agreed.op.value}" if agreed.op is not None else ""
+        root = f" root {agreed.root}" if agreed.root is not None else ""
+        text = (
+            f"{name}{op} {agreed.count} x {agreed.dtype.value}{root} "
+            f"(algorithm {program.algorithm or 'unnamed'}, topology {topology[:8]})"
+        )
+        return Intent(hashlib.blake2b(said.encode(), digest_size=16).digest(), text)
+
+    def _bytes_between_clusters(self, program: Program) -> int:
+        here = self._topology.cluster_index(self._rank)
+        sent = sum(
+            step.src.count
+            for step in program.steps
+            if isinstance(step, Send) and self._topology.cluster_index(step.peer) != here
+        )
+        return sent * program.collective.dtype.itemsize
+
+
+def _whole(buffer: Buffer, count: int) -> Slice | None:
+    return Slice(buffer, 0, count) if count else None

@@ -1,0 +1,160 @@
+"""Sending and receiving: the short way for NumPy arrays, straight into the transport, and the general way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, TransportError, UsageError
+from hetcomm.runtime import tags
+from hetcomm.runtime.buffers import memory as memory_of
+from hetcomm.runtime.executor import collect
+from hetcomm.runtime.waiting import wait
+from hetcomm.topology.model import Topology
+from hetcomm.transport.base import Transport
+from hetcomm.types import Memory, MemoryKind
+
+__all__ = ["PointToPoint"]
+
+
+class PointToPoint:
+    """The messages of one rank of a communicator.
+
+    Attributes:
+        sent_between_clusters: Bytes this rank has sent to ranks of other clusters.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        peers: Sequence[int],
+        rank: int,
+        context: int,
+        timeout: float,
+        topology: Topology,
+    ) -> None:
+        self.sent_between_clusters = 0
+        self._transport = transport
+        self._peers = tuple(peers)
+        self._rank, self._nranks = rank, len(self._peers)
+        self._timeout = timeout
+        self._send_tag = tags.point_to_point(context, rank)
+        self._recv_tags = tuple(tags.point_to_point(context, peer) for peer in range(self._nranks))
+        here = topology.cluster_index(rank)
+        self._foreign = tuple(topology.cluster_index(peer) != here for peer in range(self._nranks))
+        # A transport may have a shorter way for host buffers.
+        self._send_buffer: Callable[..., None] | None = getattr(transport, "send_buffer", None)
+        self._recv_buffer: Callable[..., int] | None = getattr(transport, "recv_buffer", None)
+        self._is_short = self._send_buffer is not None and self._recv_buffer is not None
+
+    def accepts(self, peer: Any, tag: Any) -> bool:
+        """Whether the short way can be taken; if not, `prepare` says what is wrong."""
+        return (
+            type(peer) is int
+            and type(tag) is int
+            and 0 <= peer < self._nranks
+            and peer != self._rank
+            and 0 <= tag <= tags.MAX_USER_TAG
+            and self._is_short
+        )
+
+    def send(self, array: Any, peer: int, tag: int) -> None:
+        """Send a NumPy array; arguments have been accepted."""
+        self._send_buffer(array, self._peers[peer], self._send_tag | tag, self._timeout)  # type: ignore[misc]
+        if self._foreign[peer]:
+            self.sent_between_clusters += array.nbytes
+
+    def recv(self, array: Any, peer: int, tag: int) -> None:
+        """Receive into a NumPy array; arguments have been accepted."""
+        got = self._recv_buffer(array, self._peers[peer], self._recv_tags[peer] | tag, self._timeout)  # type: ignore[misc]
+        if got != array.nbytes:
+            self._refuse_length(got, array.nbytes, peer)
+
+    def prepare(self, array: Any, peer: Any, tag: Any, *, is_send: bool) -> Memory:
+        """Check everything and return the array's memory.
+
+        Raises:
+            UsageError: An argument cannot be used.
+            TransportError: The transport does not reach that memory.
+        """
+        rank = self._rank
+        self._check_number("peer", peer, self._nranks - 1, rank)
+        self._check_number("tag", tag, tags.MAX_USER_TAG, rank)
+        if int(peer) == rank:
+            raise UsageError(
+                f"argument 'peer' is {peer}, this rank itself, which would wait for its own message",
+                remedy="Copy the array instead.",
+                rank=rank,
+            )
+        name = "array" if is_send else "out_array"
+        found = memory_of(array, argument=name, rank=rank, writable=not is_send)
+        if not self._transport.supports(found.kind):
+            raise TransportError(
+                f"argument {name!r} is in {found.kind.value} memory, which the UCX in use cannot reach",
+                remedy="Install a UCX built for that device (pip install libucx-cu12), and import hetcomm before "
+                "mpi4py; or pass a host array. 'hetcomm doctor' shows which UCX is in use.",
+                rank=rank,
+            )
+        return found
+
+    def transfer(self, memory: Memory, peer: int, tag: int, seconds: float, *, is_send: bool) -> None:
+        """Send or receive; errors are the transport's own, see `explain`."""
+        peer, tag = int(peer), int(tag)
+        if memory.kind is not MemoryKind.HOST:
+            _synchronize(memory)
+        if is_send:
+            request = self._transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | tag)
+        else:
+            request = self._transport.recv(
+                memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | tag
+            )
+        try:
+            done = wait(self._transport, request.test, time.monotonic() + seconds)
+        except BaseException:
+            collect(self._transport, (request,))
+            raise
+        if not done:
+            collect(self._transport, (request,))
+            what = "be taken" if is_send else "arrive"
+            raise CollectiveTimeoutError(f"the message did not {what} within {seconds:g} s")
+        if is_send:
+            self.sent_between_clusters += memory.nbytes if self._foreign[peer] else 0
+        elif request.nbytes != memory.nbytes:
+            self._refuse_length(request.nbytes, memory.nbytes, peer)
+
+    def explain(self, error: HetcommError, peer: int) -> HetcommError:
+        """The transport's error in terms of this communicator's ranks."""
+        message = error.message
+        if self._peers[peer] != peer:  # the transport numbers the job's ranks
+            message = f"{message} (peer {self._peers[peer]} of the job is rank {peer} here)"
+        return type(error)(message, remedy=error.remedy, rank=self._rank, peer=peer, step=error.step)
+
+    def is_fatal(self, error: HetcommError) -> bool:
+        """Whether the communicator is unusable after it."""
+        return isinstance(error, (CollectiveTimeoutError, PeerFailureError))
+
+    def _refuse_length(self, got: int, wanted: int, peer: int) -> NoReturn:
+        raise TransportError(
+            f"the message from rank {peer} has {got} bytes, but argument 'out_array' {wanted}",
+            remedy="Receive into an array of the size that is sent.",
+            rank=self._rank,
+            peer=peer,
+        )
+
+    def _check_number(self, name: str, value: Any, highest: int, rank: int) -> None:
+        number = value.__index__() if hasattr(value, "__index__") else -1
+        if isinstance(value, bool) or not 0 <= number <= highest:
+            raise UsageError(
+                f"argument {name!r} is {value!r}", remedy=f"Pass an integer from 0 to {highest}.", rank=rank
+            )
+
+
+def _synchronize(memory: Memory) -> None:
+    """Wait until the device has done what the array's library has queued: UCX reads the memory on its own."""
+    import sys
+
+    for library in ("cupy", "torch"):
+        module = sys.modules.get(library)
+        if module is not None:
+            module.cuda.Device().synchronize() if library == "cupy" else module.cuda.synchronize()

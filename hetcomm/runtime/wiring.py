@@ -1,0 +1,113 @@
+"""Making a communicator: agree on its contexts, open its vendors' communicators, connect the parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hetcomm.errors import HetcommError
+from hetcomm.runtime.agreement import Agreement
+from hetcomm.runtime.bootstrap import JobGroup
+from hetcomm.runtime.control import Mailbox
+from hetcomm.runtime.detect import exchange
+from hetcomm.runtime.executor import Executor
+from hetcomm.runtime.job import Job
+from hetcomm.runtime.plans import Plans
+from hetcomm.schedule.steps import CommId
+from hetcomm.topology.model import Topology
+from hetcomm.vendors import registry
+from hetcomm.vendors.base import Vendor, VendorCommunicator
+
+__all__ = ["Parts", "wire"]
+
+_CONTEXTS = 3  # the communicator's own, and one each for the home and the border group of a `ucx` cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a communicator consists of.
+
+    Attributes:
+        job: Shared with the communicators it was split from.
+        group: Its ranks, over the bootstrap.
+        peers: The transport's number of each of its ranks.
+        topology: Of its ranks.
+        context: See `hetcomm.runtime.tags`.
+        communicators: The vendors' communicators this rank is in.
+        executors: Its own, then those of its `ucx` vendor communicators.
+        agreement, mailbox, plans: See there.
+    """
+
+    job: Job
+    group: JobGroup
+    peers: tuple[int, ...]
+    topology: Topology
+    context: int
+    communicators: dict[CommId, VendorCommunicator]
+    executors: tuple[Executor, ...]
+    mailbox: Mailbox
+    agreement: Agreement
+    plans: Plans
+
+    def abort_executions(self) -> None:
+        """Stop the programs under way; nothing writes into users' arrays any more when this returns."""
+        for executor in self.executors:
+            executor.abort()
+
+    def abort(self) -> None:
+        """Stop everything under way, for good."""
+        self.abort_executions()
+        for communicator in self.communicators.values():
+            communicator.abort()
+
+
+def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) -> Parts:
+    """The parts of a new communicator over `group`; collective.
+
+    Raises:
+        VendorError: On every rank, if a vendor's communicator could not be made on any.
+        UsageError: On every rank, if one has used up its contexts.
+    """
+    context = 0
+    failure: HetcommError | None = None
+    proposals = group.all_gather(str(job.contexts.proposal).encode())
+    try:
+        context = job.contexts.take(max(map(int, proposals)), _CONTEXTS)
+    except HetcommError as error:
+        failure = error
+    exchange(group, b"", failure, "making a communicator")
+    communicators: dict[CommId, VendorCommunicator] = {}
+    executor = Executor(job.transport, peers, group.rank, context, communicators)
+    executors, vendors = [executor], dict[CommId, Vendor]()
+    try:
+        mine = topology.communicators_of(topology.cluster_of(group.rank))
+        for number, (comm, ranks) in enumerate(mine.items()):
+            if group.rank not in ranks:
+                continue
+            part = group.subgroup(ranks)
+            runner = Executor(job.transport, [peers[rank] for rank in ranks], part.rank, context + 1 + number, {})
+            vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
+            communicators[comm] = vendors[comm].create(part, runner)
+            executors.append(runner)
+    except HetcommError as error:
+        failure = error
+    try:
+        exchange(group, b"", failure, "opening the vendors' communicators")
+    except HetcommError:
+        for communicator in communicators.values():
+            communicator.abort()
+            communicator.close()
+        raise
+    mailbox = Mailbox(job.transport, peers, group.rank, context)
+    return Parts(
+        job,
+        group,
+        tuple(peers),
+        topology,
+        context,
+        communicators,
+        tuple(executors),
+        mailbox,
+        Agreement(job.transport, mailbox),
+        Plans(topology, group.rank, executor, vendors),
+    )

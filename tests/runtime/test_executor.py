@@ -1,0 +1,243 @@
+"""The executor runs random schedules over a hostile network, with a late vendor, and gets NumPy's results."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetcomm.errors import PeerFailureError, TransportError
+from hetcomm.runtime.buffers import memory, view
+from hetcomm.runtime.executor import Execution, Executor
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Buffer, Copy, Program, Recv, Send, Slice
+from hetcomm.schedule.timeline import Span
+from hetcomm.testing import reference, strategies
+from hetcomm.topology import select
+from hetcomm.topology.model import Topology
+from hetcomm.transport.inproc import InprocNetwork
+from hetcomm.types import DataType, Memory, ReduceKind
+
+
+class FakeCommunicator:
+    """A vendor's communicator over ranks of one process: the last member to start a call computes it for all."""
+
+    def __init__(self, shared: FakeGroup, rank: int) -> None:
+        self.rank = rank
+        self.nranks = shared.nranks
+        self._shared = shared
+        self._calls = 0
+        self.aborted = False
+
+    def start(self, collective: Collective, in_memory: Memory | None, out_memory: Memory | None) -> FakeOperation:
+        number = self._calls
+        self._calls += 1
+        return self._shared.join(number, self.rank, collective, in_memory, out_memory)
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def close(self) -> None:
+        pass
+
+
+class FakeOperation:
+    """Complete some tests after its call was computed."""
+
+    def __init__(self, delay: int) -> None:
+        self.computed = False
+        self._delay = delay
+
+    def test(self) -> bool:
+        if self.computed:
+            self._delay -= 1
+        return self.computed and self._delay < 0
+
+
+class FakeGroup:
+    """What the members of a fake communicator share."""
+
+    def __init__(self, nranks: int, rng: random.Random) -> None:
+        self.nranks = nranks
+        self._rng = rng
+        self._waiting: dict[int, dict[int, tuple[Any, ...]]] = {}
+
+    def join(self, number: int, rank: int, *call: Any) -> FakeOperation:
+        operation = FakeOperation(self._rng.randint(0, 3))
+        members = self._waiting.setdefault(number, {})
+        members[rank] = (*call, operation)
+        if len(members) == self.nranks:
+            self._compute(self._waiting.pop(number))
+        return operation
+
+    def _compute(self, members: dict[int, tuple[Any, ...]]) -> None:
+        inputs: list[Any] = []
+        for rank in range(self.nranks):
+            collective, src, dst, _ = members[rank]
+            if collective.in_place and dst is not None:
+                src = dst.part(collective.in_offset(rank), collective.in_count(rank))
+            inputs.append(view(src).copy() if src is not None else None)
+        assert len({members[rank][0].with_in_place(False) for rank in range(self.nranks)}) == 1
+        for rank, output in enumerate(reference(members[0][0], inputs)):
+            collective, _, dst, operation = members[rank]
+            if output is not None and dst is not None:
+                view(dst.part(collective.out_offset(rank), collective.out_count(rank)))[:] = output
+            operation.computed = True
+
+
+class Ranks:
+    """An executor for each rank of a topology, run in turns by one thread."""
+
+    def __init__(self, topology: Topology, seed: int, eager_nbytes: int = 64) -> None:
+        rng = random.Random(seed)
+        self.network = InprocNetwork(topology.nranks, seed=seed, max_delay=5, eager_nbytes=eager_nbytes)
+        self.rng = rng
+        mine: list[dict[Any, Any]] = [{} for _ in range(topology.nranks)]
+        for comm, members in topology.communicators().items():
+            group = FakeGroup(len(members), rng)
+            for number, rank in enumerate(members):
+                mine[rank][comm] = FakeCommunicator(group, number)
+        self.executors = [
+            Executor(self.network.transports[rank], range(topology.nranks), rank, 7, mine[rank])
+            for rank in range(topology.nranks)
+        ]
+
+    def finish(self, executions: list[Execution]) -> None:
+        """Test the executions of all ranks in random order until they are done."""
+        for _ in range(100_000):
+            left = [execution for execution in executions if not execution.test()]
+            if not left:
+                return
+            self.rng.shuffle(executions)
+            for transport in self.network.transports:
+                transport.progress()
+        raise AssertionError("; ".join(execution.waiting_for() for execution in left))
+
+
+def values(collective: Collective, rank: int, rng: np.random.Generator) -> Any:
+    """Whole numbers small enough that every order of operations gives the same bits."""
+    import ml_dtypes
+
+    dtype = np.dtype(ml_dtypes.bfloat16 if collective.dtype is DataType.BFLOAT16 else collective.dtype.value)
+    high = 2 if collective.op is ReduceKind.PROD else 4
+    return rng.integers(1, high + 1, collective.in_count(rank)).astype(dtype)
+
+
+def run_collective(topology: Topology, collective: Collective, places: list[bool], seed: int) -> None:
+    ranks = Ranks(topology, seed)
+    rng = np.random.default_rng(seed)
+    nranks = topology.nranks
+    inputs = [values(collective, rank, rng) for rank in range(nranks)]
+    factors = [int(factor) for factor in rng.integers(1, 3, nranks)]
+    premul = collective.op is ReduceKind.PREMUL_SUM
+    expected = reference(collective, inputs, factors if premul else None)
+    outputs: list[Any] = []
+    executions = []
+    for rank, executor in enumerate(ranks.executors):
+        mine = collective.with_in_place(places[rank])
+        program = select.plan(mine, topology, rank)
+        if mine.in_place:
+            buffer = np.zeros(mine.buffer_count(rank), inputs[rank].dtype)
+            at = mine.in_offset(rank)
+            buffer[at : at + mine.in_count(rank)] = inputs[rank]
+            src, dst = None, memory(buffer, argument="b", rank=rank, writable=True)
+            outputs.append(buffer[mine.out_offset(rank) :][: mine.out_count(rank)])
+        else:
+            inputs[rank].flags.writeable = False
+            src = memory(inputs[rank], argument="i", rank=rank, writable=False)
+            outputs.append(np.zeros(mine.out_count(rank), inputs[rank].dtype))
+            dst = memory(outputs[rank], argument="o", rank=rank, writable=True)
+        executions.append(executor.start(program, src, dst, factors[rank] if premul else None))
+    ranks.finish(executions)
+    for rank in range(nranks):
+        if expected[rank] is not None:
+            assert outputs[rank].tobytes() == expected[rank].tobytes(), (rank, outputs[rank], expected[rank])
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_random_schedules_give_what_numpy_gives(data: st.DataObject) -> None:
+    topology = data.draw(strategies.topologies(max_clusters=4, max_ranks=4))
+    collective = data.draw(strategies.collectives(topology.nranks))
+    if collective.count > 2000:
+        collective = Collective(
+            collective.kind, collective.nranks, 1009, collective.dtype, collective.op, collective.root
+        )
+    places = data.draw(st.lists(st.booleans(), min_size=topology.nranks, max_size=topology.nranks))
+    run_collective(topology, collective, places, data.draw(st.integers(0, 1 << 16)))
+
+
+def two_ranks() -> Topology:
+    from .threads import clusters
+
+    return clusters(1, 1)
+
+
+def exchange(rank: int, counts: tuple[int, int]) -> Program:
+    """Each rank sends `counts[rank]` elements and receives as many as it expects."""
+    total = Collective(CollectiveKind.ALL_REDUCE, 2, 8, DataType.FLOAT64, ReduceKind.SUM)
+    steps = (
+        Recv(Slice(Buffer.OUT, 0, counts[1]), 1 - rank),
+        Send(Slice(Buffer.IN, 0, counts[0]), 1 - rank),
+        Copy(Slice(Buffer.IN, 7, 1), Slice(Buffer.OUT, 7, 1)),
+    )
+    return Program(rank, total, steps)
+
+
+@pytest.mark.parametrize("wrong", [(3, 5), (5, 3)], ids=["shorter", "longer"])
+def test_a_message_of_another_length_is_an_error_and_nothing_is_written_later(wrong: tuple[int, int]) -> None:
+    ranks = Ranks(two_ranks(), 0)
+    source, target = np.ones(8), np.zeros(8)
+    src = memory(source, argument="i", rank=0, writable=False)
+    dst = memory(target, argument="o", rank=0, writable=True)
+    mine = ranks.executors[0].start(exchange(0, (4, wrong[0])), src, dst)
+    others = ranks.executors[1].start(
+        exchange(1, (wrong[1], 4)), src, memory(np.zeros(8), argument="o", rank=1, writable=True)
+    )
+    with pytest.raises(TransportError, match="longer|received"):
+        ranks.finish([mine])
+    others.abort()
+    assert mine.test(), "it is over"
+    assert others.test()
+
+
+def test_after_a_peer_died_the_array_is_left_alone() -> None:
+    ranks = Ranks(two_ranks(), 0)
+    source, target = np.ones(8), np.zeros(8)
+    src = memory(source, argument="i", rank=0, writable=False)
+    dst = memory(target, argument="o", rank=0, writable=True)
+    mine = ranks.executors[0].start(exchange(0, (4, 4)), src, dst)
+    assert "recv out[0:4] from 1" in mine.waiting_for()
+    ranks.network.fail(1)
+    with pytest.raises(PeerFailureError):
+        ranks.finish([mine])
+    assert not any(ranks.network.transports[0]._posted.values()), "no receive is left that could write"
+    assert (target[:4] == 0).all()
+
+
+def test_spans_cover_every_step_once() -> None:
+    topology = two_ranks()
+    ranks = Ranks(topology, 3)
+    spans: list[Span] = []
+    ranks.executors[0].spans = spans
+    collective = Collective(CollectiveKind.ALL_REDUCE, 2, 100, DataType.INT32, ReduceKind.SUM, in_place=True)
+    executions = []
+    for rank, executor in enumerate(ranks.executors):
+        buffer = memory(np.ones(100, "i4"), argument="b", rank=rank, writable=True)
+        executions.append(executor.start(select.plan(collective, topology, rank), None, buffer))
+    ranks.finish(executions)
+    steps = select.plan(collective, topology, 0).steps
+    assert sorted(span.index for span in spans) == list(range(len(steps)))
+    assert all(span.rank == 0 and span.start <= span.end for span in spans)
+
+
+def test_scratch_is_used_again() -> None:
+    executor = Ranks(two_ranks(), 0).executors[0]
+    first = executor.borrow(1000)
+    executor.give_back(first)
+    assert executor.borrow(900) is first
+    assert executor.borrow(900) is not first

@@ -1,0 +1,351 @@
+"""The communicator over real processes, real UCX and real vendors: one job for each topology, which runs everything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hetcomm
+from hetcomm._ranks.launch import mpi_command
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.testing import RanksFailed, reference, run_ranks
+from hetcomm.types import DataType, ReduceKind
+
+TOPOLOGIES = {
+    "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
+    "1+3": ("mpi", "oneccl", "oneccl", "oneccl"),
+    "2+1+1": ("mpi", "mpi", "oneccl", "ucx"),
+}
+COUNTS = (0, 1, 5, 600)
+ENV = {"HETCOMM_TIMEOUT": "40"}
+
+
+def numpy_dtype(dtype: DataType) -> Any:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16 if dtype is DataType.BFLOAT16 else dtype.value)
+
+
+def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
+    """Every dtype, op and collective; counts, roots and places take turns."""
+    turn = 0
+    for dtype in DataType:
+        for kind in CollectiveKind:
+            for op in ReduceKind if kind.reduces else (None,):
+                if dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX):
+                    continue
+                turn += 1
+                root = turn % nranks if kind.has_root else None
+                yield Collective(kind, nranks, COUNTS[turn % len(COUNTS)], dtype, op, root), turn % 3 == 0
+
+
+def inputs_of(collective: Collective, turn: int) -> list[Any]:
+    """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
+    rng = np.random.default_rng(turn)
+    dtype = numpy_dtype(collective.dtype)
+    low = -2 if collective.dtype.is_signed and collective.op is not ReduceKind.PROD else 1
+    found = []
+    for rank in range(collective.nranks):
+        array = rng.integers(low, 3, collective.in_count(rank)).astype(dtype)
+        if collective.op in (ReduceKind.MIN, ReduceKind.MAX) and not collective.dtype.is_integer and rank == 1:
+            array[::3] = np.nan
+        found.append(array)
+    return found
+
+
+def call(comm: hetcomm.Communicator, collective: Collective, array: Any, in_place: bool, factor: int) -> Any:
+    """Call the collective on this rank's input; its output, or None."""
+    rank, dtype = comm.rank, array.dtype
+    op: Any = hetcomm.premul_sum(factor) if collective.op is ReduceKind.PREMUL_SUM else None
+    op = op if op is not None or collective.op is None else collective.op.value
+    one = collective.with_in_place(in_place)
+    buffer = np.zeros(one.buffer_count(rank), dtype)
+    at = one.in_offset(rank)
+    buffer[at : at + one.in_count(rank)] = array
+    out = np.zeros(one.out_count(rank), dtype)
+    match collective.kind:
+        case CollectiveKind.BROADCAST:
+            comm.broadcast(buffer, collective.root or 0)
+            return buffer
+        case CollectiveKind.REDUCE:
+            mine = rank == collective.root
+            comm.reduce(buffer, out if mine and not in_place else None, collective.root or 0, op)
+            return (buffer if in_place else out) if mine else None
+        case CollectiveKind.ALL_REDUCE:
+            comm.all_reduce(buffer, None if in_place else out, op)
+        case CollectiveKind.ALL_GATHER:
+            comm.all_gather(buffer if in_place else array, None if in_place else out)
+        case CollectiveKind.REDUCE_SCATTER:
+            comm.reduce_scatter(buffer if in_place else array, None if in_place else out, op=op)
+    return buffer[one.out_offset(rank) :][: one.out_count(rank)] if in_place else out
+
+
+def run_matrix() -> tuple[int, list[str], dict[str, str]]:
+    """All cases on one communicator: how many, what was wrong, and a digest of each result that all ranks share."""
+    wrong: list[str] = []
+    digests: dict[str, str] = {}
+    count = 0
+    with hetcomm.init() as comm:
+        for turn, (collective, in_place) in enumerate(cases(comm.nranks)):
+            inputs = inputs_of(collective, turn)
+            factors = [rank % 2 + 1 for rank in range(comm.nranks)]
+            premul = collective.op is ReduceKind.PREMUL_SUM
+            expected = reference(collective, inputs, factors if premul else None)[comm.rank]
+            got = call(comm, collective, inputs[comm.rank], in_place, factors[comm.rank])
+            count += 1
+            name = f"{turn}: {collective}"
+            if expected is not None and not np.array_equal(got.astype("c16"), expected.astype("c16"), equal_nan=True):
+                wrong.append(f"{name}: {got} instead of {expected}")
+            if collective.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER, CollectiveKind.BROADCAST):
+                digests[name] = hashlib.sha256(got.tobytes()).hexdigest()
+        digests |= random_sums(comm)
+    return count, wrong, digests
+
+
+def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
+    """Sums whose bits depend on the order of additions, which must be one order on all ranks."""
+    found = {}
+    for dtype in ("f2", "f4", "f8", "c8"):
+        for count in (7, 10007):
+            array = np.random.default_rng(comm.rank).standard_normal(count).astype(dtype)
+            comm.all_reduce(array, op="avg")
+            found[f"random {dtype} {count}"] = hashlib.sha256(array.tobytes()).hexdigest()
+    return found
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_every_dtype_op_and_collective_equals_numpy(name: str) -> None:
+    vendors = TOPOLOGIES[name]
+    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=ENV, timeout=100)
+    for rank, (count, wrong, digests) in enumerate(results):
+        assert wrong == [], f"rank {rank}"
+        assert count == len(list(cases(len(vendors))))
+        assert digests == results[0][2], f"rank {rank} has other bits than rank 0"
+
+
+def run_points() -> dict[str, Any]:
+    """Messages, split, trace and statistics on real processes."""
+    import ml_dtypes
+
+    with hetcomm.init() as comm:
+        rank, n = comm.rank, comm.nranks
+        right, left = (rank + 1) % n, (rank - 1) % n
+        got = []
+        for count, dtype in ((0, "f8"), (1, "f8"), (5000, "i2"), (300_000, "f4"), (3, ml_dtypes.bfloat16)):
+            mine, theirs = np.full(count, rank + 1, dtype), np.zeros(count, dtype)
+            for turn in range(2):
+                if rank % 2 == turn:
+                    comm.send(mine, right, tag=count)
+                else:
+                    comm.recv(theirs, left, tag=count)
+            got.append(bool((theirs == left + 1).all()))
+        errors = []
+        comm.barrier()
+        if rank == 0:
+            comm.send(np.zeros(4), 1)
+            comm.send(np.zeros(2), 1)
+        if rank == 1:
+            for size in (3, 3):
+                try:
+                    comm.recv(np.zeros(size), 0)
+                except hetcomm.TransportError as error:
+                    errors.append(str(error))
+        comm.barrier()
+        crossing = comm.split(rank % 2, key=-rank)
+        assert crossing is not None
+        total = np.array([rank])
+        crossing.all_reduce(total)
+        alone = comm.split(None if rank else 7)
+        with comm.trace() as trace:
+            comm.all_reduce(np.ones(50))
+        return {
+            "got": got,
+            "errors": errors,
+            "split": (crossing.rank, crossing.nranks, int(total[0])),
+            "alone": alone if alone is None else (alone.rank, alone.nranks),
+            "clusters": [(c.name, c.vendor, tuple(c.ranks)) for c in crossing.topology.clusters],
+            "labels": [span.label for span in trace.timeline.spans],
+            "explained": str(comm.explain("all_reduce", np.ones(50))),
+            "sent": comm.statistics().bytes_between_clusters,
+        }
+
+
+def test_messages_split_and_trace() -> None:
+    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)
+    for rank, result in enumerate(results):
+        assert all(result["got"]), (rank, result["got"])
+        assert result["split"] == (1 - rank // 2, 2, [2, 4][rank % 2])
+        assert result["alone"] == (None if rank else (0, 1))
+        assert [name for name, _, _ in result["clusters"]] == ["mpi", "oneccl"]
+        border = [label for label in result["labels"] if label.startswith("vendor border:")]
+        assert border, "remote partials are added by a vendor call on the border communicator"
+        assert all(" sum " in label for label in border)
+        assert "bytes between clusters: 800, the least possible: 800" in result["explained"]
+        assert result["sent"] > 0
+    longer, shorter = results[1]["errors"]
+    assert "longer than the 24 bytes" in longer
+    assert "rank 0 has 16 bytes" in shorter
+
+
+def run_refusals() -> list[tuple[str, str]]:
+    """One rank's bad argument, and one rank's other plan: what every rank gets, and that the next call works."""
+    found = []
+    with hetcomm.init() as comm:
+
+        def attempt(call: Any) -> None:
+            try:
+                call()
+            except hetcomm.HetcommError as error:
+                found.append((type(error).__name__, str(error)))
+            total = np.ones(3)
+            comm.all_reduce(total)
+            assert (total == comm.nranks).all()
+
+        attempt(lambda: comm.all_reduce(np.ones(8)[:: 1 + comm.rank // 3]))
+        attempt(lambda: comm.broadcast(np.ones(7), root=comm.rank // 3))
+        attempt(lambda: comm.split("red" if comm.rank == 1 else 1))  # type: ignore[arg-type]
+    return found
+
+
+def test_misuse_is_raised_on_every_rank() -> None:
+    for rank, found in enumerate(run_ranks(4, run_refusals, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)):
+        assert [kind for kind, _ in found] == ["UsageError", "PlanMismatchError", "UsageError"], rank
+        strided, roots, color = (text for _, text in found)
+        assert "'in_array' is not C-contiguous" in strided
+        assert "ascontiguousarray" in strided
+        assert "root 0" in roots
+        assert "root 1" in roots
+        assert "'color'" in color
+
+
+def init_error(**kwargs: Any) -> tuple[str, str]:
+    try:
+        hetcomm.init(**kwargs)
+    except hetcomm.HetcommError as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def run_bad_inits() -> list[tuple[str, str]]:
+    """What `init` raises when one rank's settings are unusable; each of them is one more init in one process."""
+    second = int(os.environ["OMPI_COMM_WORLD_RANK"] if "OMPI_COMM_WORLD_RANK" in os.environ else os.environ["PMI_RANK"])
+    one = hetcomm.Topology((hetcomm.Cluster("c", "mpi", (0,)),))
+    two = hetcomm.Topology((hetcomm.Cluster("c", "mpi", (0, 1)),))
+    other = hetcomm.Topology((hetcomm.Cluster("d", "mpi", (0, 1)),))
+    return [
+        init_error(vendor="nvlink" if second else "mpi"),
+        init_error(topology=one),
+        init_error(topology=other if second else two),
+        init_error(topology="nowhere.toml" if second else two),
+        init_error(topology=two, vendor="ucx" if second else None),
+    ]
+
+
+def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
+    for found in run_ranks(2, run_bad_inits, env=ENV, timeout=60):
+        kinds = [kind for kind, _ in found]
+        assert kinds == ["UsageError", "TopologyError", "TopologyError", "TopologyError", "TopologyError"]
+        vendor, size, differ, missing, contradiction = (text for _, text in found)
+        assert "rank 1" in vendor
+        assert "'nvlink'" in vendor
+        assert "oneccl" in vendor, "it lists those there are"
+        assert "describes 1 ranks, but the job has 2" in size
+        assert "different topologies" in differ
+        assert "rank 1" in missing
+        assert "nowhere.toml" in missing
+        assert "HETCOMM_VENDOR" in contradiction
+
+
+def python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, started without a launcher."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PRTE", "HETCOMM"))
+    }
+    env = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, env=env, check=False
+    )
+
+
+def test_a_script_without_launcher_is_a_job_of_one_rank() -> None:
+    done = python("""
+        import sys
+        import numpy, hetcomm
+        with hetcomm.init() as comm:
+            array = numpy.arange(4)
+            comm.all_reduce(array, op="avg")
+            comm.barrier()
+            part = comm.split(0)
+            part.broadcast(array)
+            out = numpy.zeros(4, int)
+            part.all_gather(array, out)
+            print(comm.rank, comm.nranks, array.tolist(), out.tolist(), "mpi4py" in sys.modules, repr(comm))
+        print(comm.closed, part.closed)
+        """)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "0 1 [0, 1, 2, 3] [0, 1, 2, 3] False <hetcomm.Communicator, rank 0 of 1 (ucx: 1)>"
+    assert second == "True True"
+
+
+def run_and_forget() -> int:
+    comm = hetcomm.init()
+    comm.barrier()
+    return comm.nranks
+
+
+def test_forgetting_to_close_ends_cleanly() -> None:
+    assert run_ranks(4, run_and_forget, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60) == [4] * 4
+
+
+def run_and_raise() -> None:
+    with hetcomm.init() as comm:
+        comm.barrier()
+        if comm.rank == 1:
+            raise ZeroDivisionError("a fault of the user's")
+        comm.all_reduce(np.ones(3))
+
+
+def test_a_rank_that_raises_tells_the_others() -> None:
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(4, run_and_raise, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60, recovery=True)
+    failures = caught.value.failures
+    assert "ZeroDivisionError" in failures.pop(1)
+    assert set(failures) == {0, 2, 3}
+    for rank, text in failures.items():
+        assert "PeerFailureError" in text, rank
+    assert any("ended with ZeroDivisionError" in text for text in failures.values())
+
+
+FORGETFUL = """
+import sys, hetcomm, numpy
+comm = hetcomm.init()
+comm.barrier()
+if comm.rank == 1:
+    raise ZeroDivisionError("a fault of the user's")
+try:
+    comm.all_reduce(numpy.ones(3))
+except hetcomm.PeerFailureError as error:
+    print("noticed", comm.rank, flush=True)
+"""
+
+
+def test_a_script_whose_rank_raises_ends_without_close() -> None:
+    env = [{**ENV, "HETCOMM_VENDOR": vendor} for vendor in TOPOLOGIES["2+2"]]
+    command = mpi_command([(each, [sys.executable, "-c", FORGETFUL]) for each in env], recovery=True)
+    base = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=35, env=base, check=False)
+    assert "ZeroDivisionError" in done.stderr
+    assert sorted(line for line in done.stdout.splitlines() if "noticed" in line) == [
+        "noticed 0",
+        "noticed 2",
+        "noticed 3",
+    ]

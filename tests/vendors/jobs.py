@@ -1,0 +1,259 @@
+"""What the ranks of the vendor tests run; every function but the helpers is a target of `run_ranks`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import pytest
+
+from hetcomm._conformance.vendor import check_vendor
+from hetcomm.errors import VendorError
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Program
+from hetcomm.testing import this_rank
+from hetcomm.types import DataType, Memory, Number, ReduceKind
+from hetcomm.vendors.base import Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.vendors.registry import vendor
+
+
+class SubGroup:
+    """Some ranks of a group; all ranks of the group must make the same calls, each on its own part."""
+
+    def __init__(self, whole: Group, members: Sequence[int]) -> None:
+        self._whole = whole
+        self._members = members
+        self.rank = members.index(whole.rank)
+        self.nranks = len(members)
+
+    def all_gather(self, payload: bytes) -> Sequence[bytes]:
+        everything = self._whole.all_gather(payload)
+        return [everything[member] for member in self._members]
+
+    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
+        return self.all_gather(payload or b"")[root]
+
+    def barrier(self) -> None:
+        self._whole.barrier()
+
+
+class Runner:
+    """A `ProgramRunner` over a transport of its own, which it progresses while its operations are polled."""
+
+    def __init__(self, group: Group) -> None:
+        from hetcomm.runtime.executor import Executor
+        from hetcomm.transport.ucx import UcxTransport
+
+        self.transport = UcxTransport()
+        for peer, address in enumerate(group.all_gather(self.transport.address)):
+            self.transport.connect(peer, address)
+        self._contexts = itertools.count(1)
+        self._executor = lambda: Executor(self.transport, range(group.nranks), group.rank, next(self._contexts), {})
+
+    def context(self) -> ProgramRunner:
+        """A runner whose messages meet no other's."""
+        return _Context(self.transport, self._executor())
+
+
+class _Context:
+    def __init__(self, transport: Any, executor: Any) -> None:
+        self._transport = transport
+        self._executor = executor
+
+    def start(
+        self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
+    ) -> Operation:
+        return _Progressed(self._transport, self._executor.start(program, in_memory, out_memory, factor))
+
+
+class _Progressed:
+    def __init__(self, transport: Any, operation: Operation) -> None:
+        self._transport = transport
+        self._operation = operation
+
+    def test(self) -> bool:
+        self._transport.progress()
+        return self._operation.test()
+
+
+class NoRunner:
+    """For vendors that bring their own library."""
+
+    def start(self, *_: object) -> Operation:
+        raise AssertionError("this vendor needs no runner")
+
+
+def conformance(name: str, limit: int | None = None) -> int:
+    """The suite, on a vendor that cuts calls of more than `limit` elements if given."""
+    if limit is not None:
+        from hetcomm.vendors import mpi
+
+        mpi._LIMIT = limit
+    group = this_rank()
+    found = vendor(name)
+    if name != "ucx":
+        return check_vendor(lambda part: found.create(part, NoRunner()), group, found.capabilities)
+    runner = Runner(group)
+    cases = check_vendor(lambda part: found.create(part, runner.context()), group, found.capabilities)
+    group.barrier()
+    runner.transport.close()
+    return cases
+
+
+def make(name: str, group: Group | None = None) -> VendorCommunicator:
+    """A communicator of a library."""
+    return vendor(name).create(group or this_rank(), NoRunner())
+
+
+def all_reduce(comm: VendorCommunicator, array: numpy.ndarray[Any, Any]) -> Operation:
+    """Start the sum in place of a float64 array."""
+    collective = Collective(
+        CollectiveKind.ALL_REDUCE, comm.nranks, array.size, DataType.FLOAT64, ReduceKind.SUM, in_place=True
+    )
+    return comm.start(collective, None, Memory(array.ctypes.data, array.size, DataType.FLOAT64, owner=array))
+
+
+def finish(operation: Operation) -> None:
+    """Poll until complete."""
+    end = time.monotonic() + 30
+    while not operation.test():
+        os.sched_yield()
+        assert time.monotonic() < end, "not complete after 30 s"
+
+
+def two_clusters(name: str) -> list[float]:
+    """Two groups of one library in one job, each with a home and a border communicator over the same ranks."""
+    whole = this_rank()
+    half = whole.nranks // 2
+    members = range(half) if whole.rank < half else range(half, whole.nranks)
+    group = SubGroup(whole, members)
+    home, border = make(name, group), make(name, group)
+    arrays = [numpy.full(1 + 5000 * (i % 3), float(whole.rank + i)) for i in range(8)]
+    operations = [all_reduce((home, border)[i % 2], array) for i, array in enumerate(arrays)]
+    for operation in operations[whole.rank :] + operations[: whole.rank]:
+        finish(operation)
+    sums = [float(sum(member + i for member in members)) for i in range(8)]
+    assert all((array == due).all() for array, due in zip(arrays, sums, strict=True))
+    for comm in (home, border):
+        finish(all_reduce(comm, numpy.ones(1)))
+        comm.close()
+    return sums
+
+
+kept: list[object] = []
+
+
+def left_open(name: str) -> float:
+    """A communicator that is still open when the process ends."""
+    comm = make(name)
+    array = numpy.full(1000, 1.0)
+    finish(all_reduce(comm, array))
+    kept.append(comm)
+    return float(array[0])
+
+
+def unfinished(name: str, end: str) -> str:
+    """Rank 0 has started what the others never will; `end` says how it goes on."""
+    group = this_rank()
+    comm = make(name)
+    if group.rank == 0:
+        array = numpy.ones(100_000)
+        operation = all_reduce(comm, array)
+        del array
+        assert not any(operation.test() for _ in range(100))
+    if end == "abort":
+        comm.abort()
+        if group.rank == 0:
+            with pytest.raises(VendorError, match="aborted while this was under way"):
+                operation.test()
+    if end == "exit" or (end == "close" and group.rank != 0):
+        kept.append(comm)  # closing is collective, and rank 0 only drops its end
+    else:
+        comm.close()
+    group.barrier()
+    return repr(comm)
+
+
+def beyond_int(name: str) -> list[int]:
+    """More than 2^31 elements, in place."""
+    comm = make(name)
+    count = 2**31 + 3
+    array = numpy.full(count, 1 + comm.rank, "i1")
+    memory = Memory(array.ctypes.data, count, DataType.INT8, owner=array)
+    root = comm.nranks - 1
+    collective = Collective(CollectiveKind.BROADCAST, comm.nranks, count, DataType.INT8, root=root, in_place=True)
+    finish(comm.start(collective, None, memory))
+    values = [int(array.min()), int(array.max())]
+    op = ReduceKind.MAX
+    collective = Collective(CollectiveKind.ALL_REDUCE, comm.nranks, count, DataType.INT8, op, in_place=True)
+    array[-1] = 50 + comm.rank
+    finish(comm.start(collective, None, memory))
+    comm.close()
+    return [*values, int(array[0]), int(array[-1])]
+
+
+def wrong_arguments(name: str) -> list[str]:
+    """The messages of calls that do not fit the communicator."""
+    comm = make(name)
+    array = numpy.zeros(4)
+    fits = Memory(array.ctypes.data, 4, DataType.FLOAT64, owner=array)
+    messages = []
+    for nranks, memory in ((comm.nranks + 1, fits), (comm.nranks, fits.part(0, 3)), (comm.nranks, None)):
+        op = ReduceKind.SUM
+        collective = Collective(CollectiveKind.ALL_REDUCE, nranks, 4, DataType.FLOAT64, op, in_place=True)
+        with pytest.raises(VendorError) as caught:
+            comm.start(collective, None, memory)
+        messages.append(str(caught.value))
+    finish(all_reduce(comm, numpy.ones(3)))  # it is usable after a refusal
+    comm.close()
+    return messages
+
+
+def not_one_world() -> str:
+    """Ranks that `mpirun` did not start, each in an MPI world of its own."""
+    with pytest.raises(VendorError) as caught:
+        make("mpi")
+    return str(caught.value)
+
+
+def finalised() -> tuple[str, str]:
+    """MPI has been used and finalised by the program itself."""
+    from mpi4py import MPI
+
+    MPI.Finalize()
+    reason = vendor("mpi").availability().reason
+    with pytest.raises(VendorError) as caught:
+        make("mpi")
+    return reason, str(caught.value)
+
+
+def no_library() -> str:
+    """oneCCL is missing on rank 1 only; all ranks hear of it."""
+    from hetcomm.vendors import oneccl
+
+    if this_rank().rank == 1:
+        oneccl._LIBRARY = "libccl-that-is-not-there.so"
+    with pytest.raises(VendorError) as caught:
+        make("oneccl")
+    return str(caught.value)
+
+
+def silent_start() -> tuple[dict[str, str], int]:
+    """The variables that oneCCL was given, and how much it printed meanwhile."""
+    import tempfile
+
+    with tempfile.TemporaryFile() as output:
+        saved = os.dup(1), os.dup(2)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        try:
+            make("oneccl").close()
+        finally:
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+        printed = output.seek(0, os.SEEK_END)
+    return {name: value for name, value in os.environ.items() if name.startswith(("CCL_", "FI_"))}, printed
