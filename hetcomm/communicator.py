@@ -139,6 +139,7 @@ class Communicator:
         self._children: list[Communicator] = []
         self._rank, self._nranks = parts.group.rank, parts.group.nranks
         self._transport = parts.job.transport
+        self._pump = parts.job.pump
         self._timeout = parts.job.config.timeout
         self._agreement = parts.agreement
         self._executor = parts.executors[0]
@@ -149,7 +150,7 @@ class Communicator:
         self._sent = 0
         self._token = numpy.zeros(1, numpy.uint8)  # what a barrier reduces
         self._points = pointtopoint.PointToPoint(
-            self._transport, parts.peers, self._rank, parts.context, self._timeout, parts.topology
+            self._transport, self._pump, parts.peers, self._rank, parts.context, self._timeout, parts.topology
         )
 
     # ---- what it is
@@ -510,11 +511,7 @@ class Communicator:
         if not healthy:
             self._parts.abort()
             self._agreement.leave("closed it without waiting")
-        for communicator in self._parts.communicators.values():
-            communicator.close()
-        self._parts.mailbox.close(1.0)
-        for executor in self._parts.executors:
-            executor.close()
+        self._parts.close()
         if self._parent is None:
             self._transport.close()
 
@@ -554,7 +551,7 @@ class Communicator:
                 operation = plan.direct.start(call.collective, call.in_memory, call.out_memory)
             else:
                 operation = self._executor.run(plan.bound, number, call.in_memory, call.out_memory, call.factor)
-            if not wait(self._transport, operation.test, deadline, self._agreement.watch()):
+            if not wait(self._pump, operation.test, deadline, self._agreement.watch()):
                 self._raise_late(name, number, seconds, operation)
         except HetcommError as error:
             self._parts.abort_executions()

@@ -210,7 +210,7 @@ class Config:
         vendor: `HETCOMM_VENDOR`: the vendor of this rank; None detects it.
         cluster: `HETCOMM_CLUSTER`: distinguishes clusters of the same vendor.
         topology: `HETCOMM_TOPOLOGY`: path of a topology file in TOML.
-        ucx_home: `HETCOMM_UCX_HOME`: prefix of the UCX to load if none is loaded yet and no wheel is installed.
+        ucx_home: `HETCOMM_UCX_HOME`: prefix of the UCX to load if none is loaded yet; it wins over an installed wheel.
         timeout: `HETCOMM_TIMEOUT`: seconds any wait may take, 300 unless set.
         bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
     """

@@ -163,13 +163,19 @@ def run_points() -> dict[str, Any]:
         assert crossing is not None
         total = np.array([rank])
         crossing.all_reduce(total)
+        summed = int(total[0])
+        from mpi4py import MPI
+
+        total[0] = rank
+        comm.all_reduce(total, op=MPI.MAX)
+        assert total[0] == n - 1
         alone = comm.split(None if rank else 7)
         with comm.trace() as trace:
             comm.all_reduce(np.ones(50))
         return {
             "got": got,
             "errors": errors,
-            "split": (crossing.rank, crossing.nranks, int(total[0])),
+            "split": (crossing.rank, crossing.nranks, summed),
             "alone": alone if alone is None else (alone.rank, alone.nranks),
             "clusters": [(c.name, c.vendor, tuple(c.ranks)) for c in crossing.topology.clusters],
             "labels": [span.label for span in trace.timeline.spans],

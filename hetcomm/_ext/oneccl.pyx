@@ -9,7 +9,6 @@ other ranks releases the GIL.
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcpy
 
 cdef extern from *:
     """
@@ -86,11 +85,13 @@ cdef extern from *:
     Kvs create_main_kvs "ccl::create_main_kvs"() except + nogil
     Kvs join_kvs "hetcomm::join_kvs"(const char* address) except + nogil
     Address kvs_address "[](const hetcomm::Kvs &kvs) { return kvs->get_address(); }"(const Kvs& kvs) except +
-    Communicator* create_communicator "hetcomm::create_communicator"(int nranks, int rank, const Kvs& kvs) except + nogil
+    Communicator* create_communicator "hetcomm::create_communicator"(
+        int nranks, int rank, const Kvs& kvs) except + nogil
     Event* all_reduce "hetcomm::all_reduce"(
         uintptr_t src, uintptr_t dst, size_t count, int dtype, int op, const Communicator& comm) except + nogil
     Event* reduce_to "hetcomm::reduce"(
-        uintptr_t src, uintptr_t dst, size_t count, int dtype, int op, int root, const Communicator& comm) except + nogil
+        uintptr_t src, uintptr_t dst, size_t count, int dtype, int op, int root,
+        const Communicator& comm) except + nogil
     Event* reduce_scatter "hetcomm::reduce_scatter"(
         uintptr_t src, uintptr_t dst, size_t count, int dtype, int op, const Communicator& comm) except + nogil
     Event* all_gather "hetcomm::all_gather"(

@@ -33,8 +33,7 @@ from hetcomm.errors import (
     VendorError,
 )
 from hetcomm.runtime.control import Frame, Mailbox, Subject
-from hetcomm.runtime.waiting import wait
-from hetcomm.transport.base import Transport
+from hetcomm.runtime.waiting import Progress, wait
 
 __all__ = ["REFUSALS", "Agreement", "Intent"]
 
@@ -62,10 +61,10 @@ class Agreement:
         broken: Why no further call is possible, or None.
     """
 
-    def __init__(self, transport: Transport, mailbox: Mailbox) -> None:
+    def __init__(self, moving: Progress, mailbox: Mailbox) -> None:
         self.broken: str | None = None
         self._mailbox = mailbox
-        self._transport = transport
+        self._moving = moving
         self._rank, self._nranks = mailbox.rank, mailbox.nranks
         self._next = 0
         self._history: deque[Intent | None] = deque(maxlen=_HISTORY)  # up to call `_next - 1`; None: refused
@@ -84,7 +83,7 @@ class Agreement:
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
-        self._closing: set[int] = set()
+        self._closing: dict[int, Frame] = {}  # at rank 0
         self._closed = False
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
@@ -178,7 +177,7 @@ class Agreement:
             return len(self._heard) == self._nranks - 1
 
         try:
-            wait(self._transport, answered, time.monotonic() + _DIAGNOSIS)
+            wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
         except HetcommError as better:
             return error if isinstance(better, PeerFailureError) and better.collective != call else better
         return error
@@ -205,7 +204,7 @@ class Agreement:
         if self._nranks == 1:
             return True
         self._leaving = True
-        frame = Frame(Subject.CLOSING, self._rank, self._next)
+        frame = Frame(Subject.CLOSING, self._rank, self._next, text="closed it")
         if self._rank == 0:
             self._record(frame)
         else:
@@ -215,7 +214,7 @@ class Agreement:
             self._poll()
             return self._closed or bool(self._gone)
 
-        return wait(self._transport, over, time.monotonic() + seconds) and self._closed
+        return wait(self._moving, over, time.monotonic() + seconds) and self._closed
 
     # ---- what frames do
 
@@ -250,13 +249,10 @@ class Agreement:
             case Subject.GONE:
                 self._gone.setdefault(frame.source, frame)
             case Subject.CLOSING:
-                self._closing.add(frame.source)
+                self._closing[frame.source] = frame
                 if len(self._closing) == self._nranks:
                     self._closed = True
                     self._mailbox.send(Frame(Subject.CLOSED, self._rank, self._next), self._mailbox.others())
-                elif frame.source != self._rank and not self._leaving:
-                    gone = Frame(Subject.GONE, frame.source, call, text="closed it")
-                    self._gone.setdefault(frame.source, gone)
             case Subject.CLOSED:
                 self._closed = True
         self._alarm = True
@@ -274,7 +270,7 @@ class Agreement:
                 self._raise_mismatch(call, frame.text)
         for call in [call for call in self._plans if call <= current]:
             self._check_plans(call)
-        for frame in self._gone.values():
+        for frame in (*self._gone.values(), *self._closing.values()):
             if frame.call <= current:
                 raise PeerFailureError(
                     f"rank {frame.source} has left the communicator before it did call {current}: it {frame.text}",
@@ -283,7 +279,7 @@ class Agreement:
                     collective=current,
                     remedy="Close this communicator. All ranks must make the same calls.",
                 )
-        self._alarm = bool(self._refusals or self._mismatches or self._gone or self._plans)
+        self._alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
 
     def _check_plans(self, call: int) -> None:
         mine = self._intent_of(call)
@@ -325,7 +321,7 @@ class Agreement:
             return len(self._plans.get(call, ())) == self._nranks - 1
 
         try:
-            if not wait(self._transport, agreed, deadline, self.watch()):
+            if not wait(self._moving, agreed, deadline, self.watch()):
                 raise self._lateness(call, intent)
         finally:
             self._comparing = False
@@ -406,7 +402,7 @@ class Agreement:
             self._poll()
             return 0 in self._gone or all(call in self._settled for call in self._unsettled)
 
-        done = wait(self._transport, settled, deadline)
+        done = wait(self._moving, settled, deadline)
         if not done or not all(call in self._settled for call in self._unsettled):
             raise CollectiveTimeoutError(
                 f"some rank did not say how call {self._unsettled[0]}, which was refused, went there",

@@ -13,6 +13,7 @@ from hetcomm.errors import HetcommError, TopologyError, UsageError
 from hetcomm.runtime import detect
 from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
 from hetcomm.runtime.tags import Contexts
+from hetcomm.runtime.waiting import Pump
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.types import Config
@@ -30,6 +31,7 @@ class Job:
         group: All ranks.
         topology: Of all ranks.
         contexts: See `hetcomm.runtime.tags`.
+        pump: Keeps the transport and all vendors' communicators moving.
     """
 
     config: Config
@@ -37,6 +39,7 @@ class Job:
     group: JobGroup
     topology: Topology
     contexts: Contexts
+    pump: Pump
 
 
 def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
@@ -79,7 +82,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         if transport is not None:
             transport.close()
         raise
-    return Job(config, transport, group, found, Contexts())
+    return Job(config, transport, group, found, Contexts(), Pump(transport))
 
 
 def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:

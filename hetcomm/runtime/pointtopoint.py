@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureErro
 from hetcomm.runtime import tags
 from hetcomm.runtime.buffers import memory as memory_of
 from hetcomm.runtime.executor import collect
-from hetcomm.runtime.waiting import wait
+from hetcomm.runtime.waiting import Pump, wait
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.types import Memory, MemoryKind
@@ -28,6 +29,7 @@ class PointToPoint:
     def __init__(
         self,
         transport: Transport,
+        pump: Pump,
         peers: Sequence[int],
         rank: int,
         context: int,
@@ -36,6 +38,7 @@ class PointToPoint:
     ) -> None:
         self.sent_between_clusters = 0
         self._transport = transport
+        self._pump = pump
         self._peers = tuple(peers)
         self._rank, self._nranks = rank, len(self._peers)
         self._timeout = timeout
@@ -110,7 +113,7 @@ class PointToPoint:
                 memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | tag
             )
         try:
-            done = wait(self._transport, request.test, time.monotonic() + seconds)
+            done = wait(self._pump, request.test, time.monotonic() + seconds)
         except BaseException:
             collect(self._transport, (request,))
             raise
@@ -151,10 +154,9 @@ class PointToPoint:
 
 
 def _synchronize(memory: Memory) -> None:
-    """Wait until the device has done what the array's library has queued: UCX reads the memory on its own."""
-    import sys
-
-    for library in ("cupy", "torch"):
-        module = sys.modules.get(library)
-        if module is not None:
-            module.cuda.Device().synchronize() if library == "cupy" else module.cuda.synchronize()
+    """Wait until the device has done what the array's library has queued: UCX uses the memory on its own."""
+    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if cupy is not None:
+        cupy.cuda.Device().synchronize()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

@@ -57,8 +57,18 @@ class Parts:
     def abort(self) -> None:
         """Stop everything under way, for good."""
         self.abort_executions()
+        self.job.pump.remove(self.communicators.values())
         for communicator in self.communicators.values():
             communicator.abort()
+
+    def close(self) -> None:
+        """Release what belongs to this communicator alone; collective unless aborted."""
+        self.job.pump.remove(self.communicators.values())
+        for communicator in self.communicators.values():
+            communicator.close()
+        self.mailbox.close(1.0)
+        for executor in self.executors:
+            executor.close()
 
 
 def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) -> Parts:
@@ -98,6 +108,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.abort()
             communicator.close()
         raise
+    job.pump.add(communicators.values())
     mailbox = Mailbox(job.transport, peers, group.rank, context)
     return Parts(
         job,
@@ -108,6 +119,6 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         communicators,
         tuple(executors),
         mailbox,
-        Agreement(job.transport, mailbox),
+        Agreement(job.pump, mailbox),
         Plans(topology, group.rank, executor, vendors),
     )

@@ -43,7 +43,7 @@ StepId = tuple[int, int]
 """(rank, index of the step in its program)."""
 
 _Slices = tuple[Slice, ...]
-_UNBOUNDED = 1 << 62
+_UNBOUNDED = 1 << 128  # no sum of counts comes near it
 
 
 def step_error(program: Program, index: int, message: str, remedy: str | None = None) -> ScheduleError:

@@ -33,10 +33,20 @@ from hetcomm.schedule.steps import Program, Slice
 from hetcomm.topology import relay
 from hetcomm.topology.border import Combination, Slot, combine, place
 from hetcomm.topology.builder import Builder, Place
-from hetcomm.topology.layout import Direction, Share, blocks, divide, owner_cuts
+from hetcomm.topology.layout import Direction, blocks, divide, owner_cuts
 from hetcomm.topology.model import Topology
 from hetcomm.topology.packing import packed, room, unpack
-from hetcomm.topology.phases import RESULTS, contribute, deliver, incoming, others, to_owner, within
+from hetcomm.topology.phases import (
+    RESULTS,
+    contribute,
+    deliver,
+    finish_at_root,
+    incoming,
+    others,
+    spread_from_root,
+    to_owner,
+    within,
+)
 
 __all__ = ["all_gather", "all_reduce", "broadcast", "plan", "reduce", "reduce_scatter"]
 
@@ -163,16 +173,10 @@ def broadcast(collective: Collective, topology: Topology, rank: int) -> Program:
         builder.recv_shares(senders, receivers, within(target), RESULTS)
         builder.home_spread(cluster, target, receivers)
         return builder.program("hierarchical broadcast")
-    source = builder.source() if rank == root else None
-    if len(cluster) > 1:
-        where = cluster.ranks.index(root)
-        comm, kind = cluster.home_id, CollectiveKind.BROADCAST
-        builder.vendor(comm, len(cluster), kind, count, src=source, dst=target, root=where)
-    elif source is not None:
-        builder.copy(source, target)
+    source = spread_from_root(builder, cluster, target)
     for other in others(here, len(clusters)):
         receivers = divide(clusters[other], count, Direction.IN)
-        builder.send_shares(senders, receivers, within(source if source is not None else target), RESULTS)
+        builder.send_shares(senders, receivers, within(source), RESULTS)
     return builder.program("hierarchical broadcast")
 
 
@@ -193,15 +197,7 @@ def reduce(collective: Collective, topology: Topology, rank: int) -> Program:
     if here != there:
         contribute(builder, topology, to_owner(here, there, len(clusters)), source)
         return builder.program("hierarchical reduce")
-    placement = place(cluster, count)
-    held: dict[int, Slice] = {}
-
-    def result(slot: Slot) -> Slice:
-        held[slot.start] = target.part(slot.start, slot.count) if rank == root else builder.scratch(slot.count)
-        return held[slot.start]
-
-    combine(builder, Combination(cluster, source, placement, incoming(topology, there, count), result))
-    deliver(builder, placement.slots, held, (Share(0, count, root),), target)
+    finish_at_root(builder, cluster, incoming(topology, there, count), source, target)
     return builder.program("hierarchical reduce")
 
 

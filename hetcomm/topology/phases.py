@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.schedule.steps import Slice
-from hetcomm.topology.border import PARTIALS, Slot, place
+from hetcomm.topology.border import PARTIALS, Combination, Slot, combine, place
 from hetcomm.topology.builder import Builder, Place
 from hetcomm.topology.layout import Direction, Share, divide, messages
-from hetcomm.topology.model import Topology
+from hetcomm.topology.model import Cluster, Topology
 
 __all__ = [
     "DELIVERY",
@@ -17,9 +18,11 @@ __all__ = [
     "Destination",
     "contribute",
     "deliver",
+    "finish_at_root",
     "in_slots",
     "incoming",
     "others",
+    "spread_from_root",
     "to_owner",
     "within",
 ]
@@ -110,3 +113,31 @@ def deliver(
                 builder.copy(part, there)
         elif there is not None:
             builder.recv(there, sender, DELIVERY)
+
+
+def spread_from_root(builder: Builder, cluster: Cluster, target: Slice) -> Slice:
+    """Give the root's vector to all ranks of its cluster; returns where on this rank it can be sent on from."""
+    rank, root = builder.rank, builder.collective.root or 0
+    source = builder.source() if rank == root else None
+    if len(cluster) > 1:
+        where, kind = cluster.ranks.index(root), CollectiveKind.BROADCAST
+        builder.vendor(cluster.home_id, len(cluster), kind, target.count, src=source, dst=target, root=where)
+    elif source is not None:
+        builder.copy(source, target)
+    return target if source is None else source
+
+
+def finish_at_root(
+    builder: Builder, cluster: Cluster, arriving: Sequence[Sequence[Share]], source: Slice, target: Slice
+) -> None:
+    """In the root's cluster, add a region to the partials `arriving` of it, and hand the sum to the root."""
+    rank, root = builder.rank, builder.collective.root or 0
+    placement = place(cluster, source.count)
+    held: dict[int, Slice] = {}
+
+    def result(slot: Slot) -> Slice:
+        held[slot.start] = target.part(slot.start, slot.count) if rank == root else builder.scratch(slot.count)
+        return held[slot.start]
+
+    combine(builder, Combination(cluster, source, placement, arriving, result))
+    deliver(builder, placement.slots, held, (Share(0, source.count, root),), target)

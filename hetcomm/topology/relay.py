@@ -13,13 +13,22 @@ clusters, and its mirror image.
 
 from __future__ import annotations
 
-from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Program, Slice
 from hetcomm.topology.border import PARTIALS, Combination, Slot, combine, place
 from hetcomm.topology.builder import Builder
 from hetcomm.topology.layout import Direction, Share, divide
 from hetcomm.topology.model import Topology
-from hetcomm.topology.phases import RESULTS, Destination, contribute, deliver, in_slots, others, within
+from hetcomm.topology.phases import (
+    RESULTS,
+    Destination,
+    contribute,
+    finish_at_root,
+    in_slots,
+    others,
+    spread_from_root,
+    within,
+)
 
 __all__ = ["MIN_BYTES", "broadcast", "pays", "reduce"]
 
@@ -40,14 +49,9 @@ def broadcast(collective: Collective, topology: Topology, rank: int) -> Program:
     there = topology.cluster_index(root)
     target, owners = builder.target(), others(there, len(clusters))
     if here == there:
-        source = builder.source() if rank == root else None
-        if len(cluster) > 1:
-            where, kind = cluster.ranks.index(root), CollectiveKind.BROADCAST
-            builder.vendor(cluster.home_id, len(cluster), kind, target.count, src=source, dst=target, root=where)
-        elif source is not None:
-            builder.copy(source, target)
+        source = spread_from_root(builder, cluster, target)
         for number, owner in enumerate(owners):
-            part = _region(source if source is not None else target, number, len(owners))
+            part = _region(source, number, len(owners))
             senders, receivers = _first_hop(topology, there, owner, part.count)
             builder.send_shares(senders, receivers, within(part), RESULTS)
         return builder.program("relayed broadcast")
@@ -81,9 +85,9 @@ def reduce(collective: Collective, topology: Topology, rank: int) -> Program:
     source, target, owners = builder.source(), builder.target(), others(there, len(clusters))
     if here == there:
         for number, owner in enumerate(owners):
-            _finish(
-                builder, topology, owner, _region(source, number, len(owners)), _region(target, number, len(owners))
-            )
+            part = _region(source, number, len(owners))
+            arriving = [place(clusters[owner], part.count).results]
+            finish_at_root(builder, cluster, arriving, part, _region(target, number, len(owners)))
         return builder.program("relayed reduce")
     for owner in others(here, len(clusters)):
         if owner != there:
@@ -103,21 +107,6 @@ def reduce(collective: Collective, topology: Topology, rank: int) -> Program:
     receivers = place(clusters[there], mine.count).receivers(0)
     builder.send_shares(placement.results, receivers, in_slots(placement.slots, held), PARTIALS)
     return builder.program("relayed reduce")
-
-
-def _finish(builder: Builder, topology: Topology, owner: int, source: Slice, target: Slice) -> None:
-    """In the root's cluster, add a region to its owner's sum over the other clusters, and hand it to the root."""
-    cluster, root = topology.cluster_of(builder.rank), builder.collective.root or 0
-    placement = place(cluster, source.count)
-    arriving = [place(topology.clusters[owner], source.count).results]
-    held: dict[int, Slice] = {}
-
-    def result(slot: Slot) -> Slice:
-        held[slot.start] = target.part(slot.start, slot.count) if builder.rank == root else builder.scratch(slot.count)
-        return held[slot.start]
-
-    combine(builder, Combination(cluster, source, placement, arriving, result))
-    deliver(builder, placement.slots, held, (Share(0, source.count, root),), target)
 
 
 def _region(whole: Slice, number: int, nregions: int) -> Slice:

@@ -1,9 +1,10 @@
 """Which UCX this process uses: the one it already has, or the best one found.
 
 Two UCX builds in one process crash, so the first rule is to adopt a `libucp` that is already mapped, whoever
-loaded it. Otherwise the `libucx` wheel's, else that of `Config.ucx_home`, else the system's.
+loaded it. Otherwise that of `Config.ucx_home`, for whoever sets it means it (the wheel has no InfiniBand), else the
+`libucx` wheel's, else the system's.
 
-A library loaded from the wheel satisfies a later `import mpi4py` too, since MPI asks for the same soname. The
+A library loaded by its path satisfies a later `import mpi4py` too, since MPI asks for the same soname. The
 other way round the MPI's own UCX is there first, and is adopted.
 """
 
@@ -23,7 +24,7 @@ from hetcomm.types import Config
 
 __all__ = ["Library", "load_library", "mapped_libraries"]
 
-Origin = Literal["adopted", "wheel", "HETCOMM_UCX_HOME", "system"]
+Origin = Literal["adopted", "HETCOMM_UCX_HOME", "wheel", "system"]
 
 # Also matches the names auditwheel gives to copies inside wheels, as libucp-1a2b3c4d.so.0.0.0.
 _UCX_FILE = re.compile(r"lib(uc[pst])(-[0-9a-f]+)?\.so(\.[0-9.]+)?$")
@@ -89,10 +90,7 @@ def load_library(config: Config | None = None) -> Library:
 
 
 def _find(config: Config) -> Library:
-    """Load from the first place that has a libucp."""
-    wheel = _wheel_folder()
-    if wheel is not None:
-        return _loaded_from(wheel, "wheel")
+    """Load from the first place that has a libucp; a `ucx_home` without one is an error."""
     if config.ucx_home is not None:
         for name in ("lib", "lib64"):
             folder = Path(config.ucx_home, name)
@@ -102,11 +100,14 @@ def _find(config: Config) -> Library:
             f"HETCOMM_UCX_HOME={config.ucx_home} holds no lib/libucp.so.0",
             remedy="Set it to the prefix UCX was installed to, or unset it.",
         )
+    wheel = _wheel_folder()
+    if wheel is not None:
+        return _loaded_from(wheel, "wheel")
     try:
         ctypes.CDLL("libucp.so.0", mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
         raise TransportError(
-            f"no UCX found: no libucx wheel, HETCOMM_UCX_HOME is not set, and the system has none ({error})",
+            f"no UCX found: HETCOMM_UCX_HOME is not set, there is no libucx wheel, and the system has none ({error})",
             remedy="Run 'pip install libucx-cu12', or set HETCOMM_UCX_HOME to the prefix of an installed UCX.",
         ) from error
     return _opened(mapped_libraries()["ucp"][0], "system")

@@ -10,6 +10,7 @@ sign of NaN in the sums of an all_reduce differs between ranks and is made equal
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
@@ -164,6 +165,8 @@ class _CclLibrary:
 
     def __init__(self, module: Any, nranks: int, rank: int, store: Any) -> None:
         self._store = store
+        atexit.unregister(_remove_segments)
+        atexit.register(_remove_segments)
         self._comm = module.CclCommunicator(nranks, rank, store)
 
     def start(
@@ -221,6 +224,15 @@ class _Event:
     def test(self) -> bool:
         complete: bool = _call(self._event.test, "progressing a collective")
         return complete
+
+
+def _remove_segments() -> None:
+    """Remove the shared memory of communicators that were never destroyed; other processes keep what they have mapped.
+
+    libfabric names its segments after the process, and removes them only as it closes them.
+    """
+    for segment in Path("/dev/shm").glob(f"{os.getpid()}:*"):
+        segment.unlink(missing_ok=True)
 
 
 def _call(function: Callable[[], _T], what: str) -> _T:

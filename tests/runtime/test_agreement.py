@@ -204,3 +204,23 @@ def test_use_after_close_is_refused_and_closing_twice_does_nothing() -> None:
     for error in run_threads(TOPOLOGY, job):
         assert type(error) is UsageError
         assert "closed" in str(error)
+
+
+@pytest.mark.parametrize("late", range(NRANKS))
+def test_closing_waits_for_a_rank_that_is_still_busy(late: int) -> None:
+    """A rank that hears of the others' closing before it closes itself does not take them for gone."""
+    waiting: set[int] = set()
+
+    def job(comm: Communicator) -> bool:
+        comm.barrier()
+        agreement = comm._agreement
+        if comm.rank == late:
+            while len(waiting) < NRANKS - 1 or (comm.rank == 0 and len(agreement._closing) < NRANKS - 1):
+                comm._transport.progress()
+                agreement.poll_and_check()
+        else:
+            waiting.add(comm.rank)
+        comm.close()
+        return agreement._closed
+
+    assert run_threads(TOPOLOGY, job, close=False) == [True] * NRANKS

@@ -5,6 +5,7 @@ Everything above the transport is the real thing, so misuse can be tested by the
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections import defaultdict
@@ -16,6 +17,7 @@ from hetcomm.communicator import Communicator
 from hetcomm.errors import CollectiveTimeoutError
 from hetcomm.runtime.job import Job
 from hetcomm.runtime.tags import Contexts
+from hetcomm.runtime.waiting import Pump
 from hetcomm.runtime.wiring import wire
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.transport.inproc import InprocNetwork
@@ -92,7 +94,8 @@ def run_threads(
     def body(rank: int) -> None:
         try:
             group = ThreadGroup(meeting, tuple(range(topology.nranks)), rank, defaultdict(int))
-            job = Job(Config(timeout=timeout), network.transports[rank], group, topology, Contexts())
+            transport = network.transports[rank]
+            job = Job(Config(timeout=timeout), transport, group, topology, Contexts(), Pump(transport))
             parts = wire(job, group, range(topology.nranks), topology)
             comm = Communicator(parts, _token=communicator._TOKEN)
             results[rank] = function(comm)
@@ -106,8 +109,12 @@ def run_threads(
         thread.start()
     for thread in threads:
         thread.join(DEADLINE)
-    if any(thread.is_alive() for thread in threads):
-        failures.append("some ranks did not end")
+    stacks = sys._current_frames()
+    for rank, thread in enumerate(threads):
+        if thread.is_alive():
+            failures.append(
+                f"--- rank {rank} did not end ---\n{''.join(traceback.format_stack(stacks[thread.ident or 0]))}"
+            )
     if failures:
         raise AssertionError("\n".join(failures))
     return results

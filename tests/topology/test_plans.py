@@ -182,6 +182,17 @@ def test_equal_clusters_of_border_ranks_take_whole_vendor_calls() -> None:
     assert len(program.steps) == len(kinds) + 4  # a partial and a result, sent and received: no copy, no fill
 
 
+@KINDS
+@pytest.mark.parametrize("count", [(1 << 31) + 1, 1 << 33, 1 << 63], ids=["2^31+1", "2^33", "2^63"])
+def test_counts_beyond_any_fixed_width_are_planned_and_proved(kind: CollectiveKind, count: int) -> None:
+    topology = clusters_of(3, 1, 2)
+    op, root = ReduceKind.AVG if kind.reduces else None, 4 if kind.has_root else None
+    collective = Collective(kind, 6, count, DataType.INT8, op, root)
+    whole = schedule(collective, topology)
+    verify(whole)
+    assert traffic(whole.programs, topology).total == bounds.least_total(collective, topology)
+
+
 def test_one_cluster_is_one_vendor_call() -> None:
     topology = clusters_of(3)
     for kind in CollectiveKind:

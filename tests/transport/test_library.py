@@ -59,7 +59,6 @@ def test_half_a_library_in_the_process_is_named(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_empty_home_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(library, "mapped_libraries", lambda: {"ucp": [], "ucs": [], "uct": []})
-    monkeypatch.setattr(library, "_wheel_folder", lambda: None)
     with pytest.raises(TransportError, match=r"HETCOMM_UCX_HOME=.* holds no lib/libucp\.so\.0"):
         load_library(Config(ucx_home=str(tmp_path)))
 
@@ -88,7 +87,6 @@ def test_a_library_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libucp.so.0").write_bytes(b"no library")
     monkeypatch.setattr(library, "mapped_libraries", lambda: {"ucp": [], "ucs": [], "uct": []})
-    monkeypatch.setattr(library, "_wheel_folder", lambda: None)
     with pytest.raises(TransportError, match=r"libucp\.so\.0 cannot be loaded"):
         load_library(Config(ucx_home=str(tmp_path)))
 
@@ -102,38 +100,49 @@ def test_parts_of_another_library_are_named(monkeypatch: pytest.MonkeyPatch, tmp
         load_library()
 
 
-def compiled(tmp_path: Path, source: str) -> Path:
-    """A shared library made from C; skips where there is no compiler."""
-    file = tmp_path / "libucp.so.0"
+# What UCX 1.8 had of the functions hetcomm calls, up to the first one that it had not.
+OLD_FUNCTIONS = [
+    "ucp_init_version",
+    "ucp_cleanup",
+    *("ucp_config_read", "ucp_config_modify", "ucp_config_release", "ucp_context_query"),
+    *("ucp_worker_create", "ucp_worker_destroy", "ucp_worker_get_address", "ucp_worker_release_address"),
+    *("ucp_worker_progress", "ucp_worker_get_efd", "ucp_worker_arm"),
+]
+
+
+@pytest.fixture
+def old_home(tmp_path: Path) -> Path:
+    """The prefix of a UCX 1.8.3 that was never real; skips where there is no compiler."""
+    (tmp_path / "lib").mkdir()
+    source = "void ucp_get_version(unsigned *a, unsigned *b, unsigned *c) { *a = 1; *b = 8; *c = 3; }\n"
+    source += "".join(f"void {name}(void) {{}}\n" for name in OLD_FUNCTIONS)
+    command = ["cc", "-w", "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "lib" / "libucp.so.0"]
     try:
-        subprocess.run(
-            ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", file], input=source, text=True, check=True, timeout=60
-        )
+        subprocess.run(command, input=source, text=True, check=True, timeout=60)
     except FileNotFoundError:
         pytest.skip("no C compiler")
-    return file
+    return tmp_path
 
 
-def test_an_old_library_is_told_what_it_lacks(tmp_path: Path) -> None:
-    file = compiled(
-        tmp_path,
-        """
-        void ucp_get_version(unsigned *major, unsigned *minor, unsigned *release)
-        { *major = 1; *minor = 8; *release = 3; }
-        """,
-    )
+def test_an_explicit_home_wins_and_an_old_library_is_told_what_it_lacks(old_home: Path) -> None:
     printed = in_process(
         f"""
-        from hetcomm._ext import ucp
         from hetcomm.errors import TransportError
+        from hetcomm.transport.library import load_library
+        from hetcomm.transport.ucx import UcxTransport
+        from hetcomm.types import Config
+        config = Config.from_environ({{"HETCOMM_UCX_HOME": {str(old_home)!r}}})
         try:
-            ucp.resolve({str(file)!r})
+            UcxTransport(config)
         except TransportError as error:
             print(error)
+        print(load_library(config))
         """
     )
-    assert f"UCX 1.8.3 at {file} lacks the function ucp_init_version" in printed
-    assert "hetcomm needs UCX 1.0 or later" in printed
+    file = old_home / "lib" / "libucp.so.0"
+    assert f"UCX 1.8.3 at {file} lacks the function ucp_ep_flush_nbx" in printed
+    assert "hetcomm needs UCX 1.10 or later: install libucx-cu12, or point HETCOMM_UCX_HOME to one" in printed
+    assert f"UCX 1.8.3 at {file} (adopted)" in printed
 
 
 def test_the_library_in_use_is_shown_and_another_refused() -> None:

@@ -156,6 +156,12 @@ def left_open(name: str) -> float:
     return float(array[0])
 
 
+def pid_of_left_open(name: str) -> int:
+    """As `left_open`; returns who this was."""
+    left_open(name)
+    return os.getpid()
+
+
 def unfinished(name: str, end: str) -> str:
     """Rank 0 has started what the others never will; `end` says how it goes on."""
     group = this_rank()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hetcomm.testing import run_ranks
@@ -22,6 +24,12 @@ def test_two_clusters_with_two_communicators_each(name: str) -> None:
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_communicator_left_open_does_not_keep_a_process_from_ending(name: str) -> None:
     assert run_ranks(2, jobs.left_open, name, launcher=require(name)) == [2.0, 2.0]
+
+
+def test_oneccl_leaves_no_shared_memory_behind() -> None:
+    launcher = require("oneccl")
+    for pid in run_ranks(2, jobs.pid_of_left_open, "oneccl", launcher=launcher):
+        assert list(Path("/dev/shm").glob(f"{pid}:*")) == []
 
 
 @pytest.mark.parametrize("end", ["abort", "close", "exit"])

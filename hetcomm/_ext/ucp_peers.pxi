@@ -1,0 +1,161 @@
+# Whom messages go to: addresses, endpoints, and the processes of peers on this machine.
+
+cdef extern from "<unistd.h>" nogil:
+    int close_fd "close" (int fd)
+
+cdef extern from "<stdio.h>" nogil:
+    FILE* open_memstream(char** text, size_t* length)
+
+cdef bytes MAGIC = b"HCU1"
+cdef Py_ssize_t HEADER = 32    # magic, boot id, process namespace, process id
+
+cdef struct Link:
+    ucp_ep_h ep
+    ucs_status_t failed
+    unsigned int* failures
+
+
+cdef void _on_peer_failure(void* argument, ucp_ep_h ep, ucs_status_t status) noexcept nogil:
+    cdef Link* link = <Link*>argument
+    link.failed = status
+    link.failures[0] += 1
+
+
+cdef bytes _process_mark():
+    """The start of an address: by it a peer sees whether this process is on its machine, and which one it is."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            machine = bytes.fromhex(file.read().strip().replace("-", ""))
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        machine, namespace = os.urandom(16), 0  # like no other's: every peer counts as remote
+    return MAGIC + machine + namespace.to_bytes(8, "little") + os.getpid().to_bytes(4, "little")
+
+
+@cython.final
+cdef class Watch:
+    """The descriptors a sleeper watches: first the worker's own (-1: none), then the pidfds of local peers."""
+
+    cdef pollfd* fds
+    cdef unsigned int count
+
+    cdef int add(self, int fd) except -1:
+        cdef pollfd* grown = <pollfd*>realloc(self.fds, (self.count + 1) * sizeof(pollfd))
+        if grown == NULL:
+            raise MemoryError()
+        self.fds = grown
+        self.fds[self.count].fd = fd
+        self.fds[self.count].events = POLLIN
+        self.fds[self.count].revents = 0
+        self.count += 1
+        return 0
+
+    cdef int drop(self, int fd) noexcept:
+        cdef unsigned int index
+        for index in range(1, self.count):
+            if self.fds[index].fd == fd:
+                self.count -= 1
+                self.fds[index] = self.fds[self.count]
+                break
+        return 0
+
+    cdef set ended(self):
+        """The pidfds of the processes that have ended."""
+        if self.count < 2 or poll(self.fds + 1, self.count - 1, 0) == 0:
+            return set()
+        return {self.fds[index].fd for index in range(1, self.count) if self.fds[index].revents & POLLIN}
+
+    def __dealloc__(self):
+        free(self.fds)
+
+
+@cython.final
+cdef class Peer:
+    """One process that messages go to: its number, its endpoint, and whether it has failed."""
+
+    cdef Link link
+    cdef readonly int number
+    cdef bytes address
+    cdef int pidfd
+    cdef bint sent
+
+    def __cinit__(self):
+        self.pidfd = -1
+
+    cdef int open(self, ucp_worker_h worker, bytes own, Watch watch) except -1:
+        """Make the endpoint to `address`, with the failure handling that fits where the process of it runs.
+
+        `own` is the address of this process, `watch` gets the pidfd of a peer on this machine.
+        """
+        cdef ucp_ep_params_t params
+        cdef const char* raw = self.address
+        memset(&params, 0, sizeof(params))
+        params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLER
+        params.address = <const ucp_address_t*>(raw + HEADER)
+        params.err_handler.cb = _on_peer_failure
+        params.err_handler.arg = &self.link
+        if self.address[:HEADER - 4] != own[:HEADER - 4]:
+            params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE
+            params.err_mode = UCP_ERR_HANDLING_MODE_PEER
+        elif self.address[:HEADER] != own[:HEADER]:
+            self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
+        cdef ucs_status_t status = ucp_ep_create(worker, &params, &self.link.ep)
+        if status != UCS_OK:
+            watch.drop(self.pidfd)
+            raise TransportError(
+                f"UCX cannot reach peer {self.number}: {_text(status)}",
+                peer=self.number,
+                remedy="Look at UCX_TLS and UCX_NET_DEVICES on both sides; 'hetcomm doctor' shows the transports.",
+            )
+        return 0
+
+    cdef int watch_process(self, int pid, Watch watch) except -1:
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise PeerFailureError(
+                f"peer {self.number} (process {pid}) has ended", peer=self.number,
+                remedy="Look at that peer's output for why it ended.",
+            ) from None
+        except OSError:
+            return 0  # no pidfd in this kernel or sandbox: its failure shows as a timeout
+        return watch.add(self.pidfd)
+
+    cdef list lanes(self):
+        """The transports UCX has chosen, as 'transport/device', or why they are not known."""
+        cdef ucp_ep_attr_t attributes
+        cdef ucp_transport_entry_t entries[64]
+        cdef unsigned int index
+        if self.link.failed != UCS_OK:
+            return [f"failed: {_text(self.link.failed)}"]
+        memset(&attributes, 0, sizeof(attributes))
+        attributes.field_mask = UCP_EP_ATTR_FIELD_TRANSPORTS
+        attributes.transports.entries = entries
+        attributes.transports.num_entries = 64
+        attributes.transports.entry_size = sizeof(ucp_transport_entry_t)
+        if not has_ep_query or ucp_ep_query(self.link.ep, &attributes) != UCS_OK:
+            return ["unknown: this UCX has no ucp_ep_query of transports (since 1.14)"]
+        names = []
+        for index in range(attributes.transports.num_entries):
+            name = f"{entries[index].transport_name.decode()}/{entries[index].device_name.decode()}"
+            if name not in names:
+                names.append(name)
+        return names
+
+    cdef str describe(self):
+        """UCX's own text about the endpoint."""
+        cdef char* text = NULL
+        cdef size_t length = 0
+        cdef FILE* stream = open_memstream(&text, &length)
+        if stream == NULL:
+            raise MemoryError()
+        ucp_ep_print_info(self.link.ep, stream)
+        fclose(stream)
+        try:
+            return text[:length].decode(errors="replace")
+        finally:
+            free(text)
+
+    def __dealloc__(self):
+        if self.pidfd >= 0:
+            close_fd(self.pidfd)
