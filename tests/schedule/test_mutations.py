@@ -8,7 +8,7 @@ in all memory that is not defined: they must give the reference, bit-identical o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -101,18 +101,19 @@ def judge(schedules: list[Schedule]) -> Counter[tuple[str, str]]:
     return counts
 
 
-def show(title: str, counts: Counter[tuple[str, str]], capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(f"\nmutants of {title}")
-        for kind in ("drop", "duplicate", "swap", "redirect"):
-            verdicts = {name: counts[kind, name] for name in ("rejected", "harmless", "inexpressible")}
-            print(f"  {kind:10}" + "".join(f"{name} {count:5}   " for name, count in verdicts.items()))
+def shown(counts: Counter[tuple[str, str]]) -> str:
+    """The counts as a table, for pytest's summary."""
+    return "\n".join(
+        f"  {kind:10}"
+        + "".join(f"{name} {counts[kind, name]:5}   " for name in ("rejected", "harmless", "inexpressible"))
+        for kind in ("drop", "duplicate", "swap", "redirect")
+    )
 
 
 @pytest.mark.parametrize(("op", "in_place"), [("sum", False), ("avg", True), ("premul_sum", False)])
-def test_mutants_of_handmade_schedules(op: str, in_place: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mutants_of_handmade_schedules(op: str, in_place: bool, record_property: Callable[[str, object], None]) -> None:
     counts = judge(examples(4, 6, op, 1, in_place))
-    show(f"handmade schedules, op {op}{', in place' if in_place else ''}", counts, capsys)
+    record_property(f"mutants of handmade schedules, op {op}{', in place' if in_place else ''}", shown(counts))
     assert counts["drop", "rejected"] > 50
     assert counts["drop", "harmless"] == 0
     assert counts["redirect", "rejected"] > 10 * counts["redirect", "harmless"]
@@ -133,7 +134,7 @@ KINDS = [("all_reduce", "avg"), ("reduce_scatter", "sum"), ("all_gather", None),
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (1, 3), (3, 1, 2)])
-def test_mutants_of_planned_schedules(sizes: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mutants_of_planned_schedules(sizes: tuple[int, ...], record_property: Callable[[str, object], None]) -> None:
     nranks = sum(sizes)
     made: list[Schedule] = []
     for number, (kind, op) in enumerate(KINDS):
@@ -143,6 +144,6 @@ def test_mutants_of_planned_schedules(sizes: tuple[int, ...], capsys: pytest.Cap
         )
         made.append(planned(what, sizes))
     counts = judge(made)
-    show(f"planned schedules, clusters of {'+'.join(map(str, sizes))}", counts, capsys)
+    record_property(f"mutants of planned schedules, clusters of {'+'.join(map(str, sizes))}", shown(counts))
     assert counts["drop", "rejected"] > 20
     assert counts["redirect", "rejected"] > 5 * counts["redirect", "harmless"]
