@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from typing_extensions import disjoint_base
@@ -32,6 +32,7 @@ class Request:
 @disjoint_base
 class Worker:
     unknown_options: tuple[str, ...]
+    companion: Callable[[], object] | None
     def __init__(self, options: dict[str, str] | None = None, handle: int = 0) -> None: ...
     @property
     def address(self) -> bytes: ...

@@ -146,6 +146,16 @@ cdef class Worker:
         """The descriptor that becomes readable when there is something to progress; -1 if this UCX has none."""
         return self._engine.watch.fds[0].fd if self._engine.watch.count else -1
 
+    @property
+    def companion(self):
+        """Called now and then while this worker waits, or None: moves what must go on meanwhile. What it raises ends the
+        wait. It must not use this worker."""
+        return self._engine.companion
+
+    @companion.setter
+    def companion(self, value):
+        self._engine.companion = value
+
     cdef inline Peer _peer(self, int number):
         found = self._engine.peers.get(number)
         if found is None:
@@ -298,7 +308,7 @@ cdef class Worker:
         with nogil:
             handle = self._start(peer, address, nbytes, tag, is_recv, &param, &info)
             if handle != NULL and not UCS_PTR_IS_ERR(handle):
-                waiter = wait_for(timeout)
+                waiter = wait_for(timeout, self._engine.companion is not None)
                 while True:
                     if is_recv:
                         status = ucp_tag_recv_request_test(handle, &info)
@@ -343,7 +353,7 @@ cdef class Worker:
                 request._look()
                 if request.status == UCS_INPROGRESS:
                     if not started:
-                        waiter = wait_for(timeout)
+                        waiter = wait_for(timeout, self._engine.companion is not None)
                         started = True
                     with nogil:
                         while ucp_request_check_status(request.handle) == UCS_INPROGRESS:

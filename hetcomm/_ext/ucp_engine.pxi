@@ -17,6 +17,7 @@ cdef class Engine:
     cdef unsigned int failures
     cdef Watch watch
     cdef object interruption
+    cdef object companion
 
     def __cinit__(self):
         self.memory_types = 1 << UCS_MEMORY_TYPE_HOST
@@ -90,7 +91,7 @@ cdef class Engine:
         return 0
 
     cdef int turn(self, Waiter* waiter) noexcept nogil:
-        """One turn of waiting; now and then a look at signals and at the processes of local peers."""
+        """One turn of waiting; now and then a look at signals and at the processes of local peers, and to the companion."""
         cdef int turn = take_turn(self.worker, waiter, self.watch.fds, self.watch.count)
         if turn != PATROL:
             return turn
@@ -98,7 +99,9 @@ cdef class Engine:
             try:
                 PyErr_CheckSignals()
                 self.patrol()
-            except BaseException as error:  # a signal handler's, on its way to the caller
+                if self.companion is not None:
+                    self.companion()
+            except BaseException as error:  # a signal handler's or the companion's, on its way to the caller
                 self.interruption = error
                 return INTERRUPTED
         return GO_ON
@@ -127,7 +130,7 @@ cdef class Engine:
 
     cdef int drain(self, void* handle, Peer peer, double deadline) except -1:
         """Wait until UCX is done with `handle` (NULL: it is) or `peer` has failed; the handle is not freed."""
-        cdef Waiter waiter = wait_for(deadline - now())
+        cdef Waiter waiter = wait_for(deadline - now(), self.companion is not None)
         cdef int turn = GO_ON
         if handle == NULL:
             return 0

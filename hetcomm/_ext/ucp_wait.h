@@ -13,12 +13,14 @@
 
 enum { HETCOMM_GO_ON, HETCOMM_LATE, HETCOMM_PATROL, HETCOMM_INTERRUPTED };
 
-#define HETCOMM_SPINS 200            /* turns without result before the first yield: some microseconds */
+#define HETCOMM_SPINS 20             /* turns without result before the first yield: about a microsecond */
 #define HETCOMM_YIELD_SECONDS 0.001  /* yielding before sleeping */
 #define HETCOMM_PATROL_SECONDS 0.05  /* between looks at signals and processes; the longest sleep */
+#define HETCOMM_ESCORT_SECONDS 0.002 /* the same where a companion must be called meanwhile */
 
 typedef struct {
     double deadline;
+    double patrol_every;
     double patrol_at;
     double idle_since;
     unsigned turns;
@@ -32,17 +34,19 @@ static inline double hetcomm_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static inline hetcomm_waiter hetcomm_wait_for(double seconds)
+static inline hetcomm_waiter hetcomm_wait_for(double seconds, int escorted)
 {
     hetcomm_waiter waiter = {0};
     double now = hetcomm_now();
     waiter.deadline = now + seconds;
-    waiter.patrol_at = now + HETCOMM_PATROL_SECONDS;
+    waiter.patrol_every = escorted ? HETCOMM_ESCORT_SECONDS : HETCOMM_PATROL_SECONDS;
+    waiter.patrol_at = now + waiter.patrol_every;
     return waiter;
 }
 
 /* One turn of waiting. `watched[0]` is the worker's descriptor, negative if it has none, and the rest
- * are pidfds. HETCOMM_PATROL asks the caller to look at signals and at the pidfds. */
+ * are pidfds. HETCOMM_PATROL asks the caller to look at signals and at the pidfds,
+ * and to call its companion. */
 static int hetcomm_turn(ucp_worker_h worker, hetcomm_waiter *waiter, struct pollfd *watched, unsigned count)
 {
     double now, rest;
@@ -61,7 +65,7 @@ static int hetcomm_turn(ucp_worker_h worker, hetcomm_waiter *waiter, struct poll
         return HETCOMM_LATE;
     }
     if (now >= waiter->patrol_at) {
-        waiter->patrol_at = now + HETCOMM_PATROL_SECONDS;
+        waiter->patrol_at = now + waiter->patrol_every;
         return HETCOMM_PATROL;
     }
     if (waiter->spins == 0) {
@@ -77,7 +81,7 @@ static int hetcomm_turn(ucp_worker_h worker, hetcomm_waiter *waiter, struct poll
     if (watched[0].fd < 0) {
         rest = 0.001; /* nothing could wake us */
     } else if (hetcomm_ucp.ucp_worker_arm(worker) == UCS_OK) {
-        rest = waiter->deadline - now < HETCOMM_PATROL_SECONDS ? waiter->deadline - now : HETCOMM_PATROL_SECONDS;
+        rest = waiter->deadline - now < waiter->patrol_every ? waiter->deadline - now : waiter->patrol_every;
     } else {
         return HETCOMM_GO_ON;
     }

@@ -18,5 +18,5 @@ cdef extern from "ucp_wait.h" nogil:
     ctypedef struct Waiter "hetcomm_waiter":
         double deadline
     double now "hetcomm_now" ()
-    Waiter wait_for "hetcomm_wait_for" (double seconds)
+    Waiter wait_for "hetcomm_wait_for" (double seconds, bint escorted)
     int take_turn "hetcomm_turn" (ucp_worker_h worker, Waiter* waiter, pollfd* watched, unsigned count)

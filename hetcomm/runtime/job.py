@@ -7,7 +7,7 @@ and MPI adopts the one that is there (design, "Which UCX").
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hetcomm.errors import HetcommError, TopologyError, UsageError
 from hetcomm.runtime import detect
@@ -17,6 +17,9 @@ from hetcomm.runtime.waiting import Pump
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.types import Config
+
+if TYPE_CHECKING:
+    from hetcomm.transport.ucx import UcxTransport
 
 __all__ = ["Job", "open_job"]
 
@@ -56,7 +59,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         CollectiveTimeoutError: Not all ranks took part in time.
     """
     failure: HetcommError | None = None
-    transport: Transport | None = None
+    transport: UcxTransport | None = None
     try:
         transport = _open_transport(config)
     except HetcommError as error:
@@ -82,7 +85,9 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         if transport is not None:
             transport.close()
         raise
-    return Job(config, transport, group, found, Contexts(), Pump(transport))
+    pump = Pump(transport)
+    transport.companion = pump.progress_vendors  # for its own blocking calls
+    return Job(config, transport, group, found, Contexts(), pump)
 
 
 def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:
@@ -102,11 +107,10 @@ def settings(config: Config | None, vendor: str | None, cluster: str | None, tim
     )
 
 
-def _open_transport(config: Config) -> Transport:
+def _open_transport(config: Config) -> UcxTransport:
     from hetcomm.transport.ucx import UcxTransport  # loads UCX's binding; `import hetcomm` must not
 
-    transport: Transport = UcxTransport(config)
-    return transport
+    return UcxTransport(config)
 
 
 def _load(topology: Any, nranks: int) -> Topology | None:

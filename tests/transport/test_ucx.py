@@ -415,3 +415,32 @@ def test_more_than_two_to_the_31_bytes(pair: Any) -> None:
         [first.send(source.ctypes.data, nbytes, 0, 1), first.recv(target.ctypes.data, nbytes, 0, 1)], 2 * PATIENCE
     )
     assert (source == target).all()
+
+
+def test_a_wait_calls_the_companion(pair: Any) -> None:
+    """It is what brings this wait to its end here."""
+    first, second = pair
+    turns: list[int] = []
+
+    def companion() -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            second.send_buffer(b"abc", 0, 5, PATIENCE)
+
+    first.companion = companion
+    target = bytearray(3)
+    assert first.recv_buffer(target, 1, 5, PATIENCE) == 3
+    assert bytes(target) == b"abc"
+    assert len(turns) >= 3
+
+
+def test_what_the_companion_raises_ends_the_wait(pair: Any) -> None:
+    def companion() -> None:
+        raise ZeroDivisionError
+
+    pair[0].companion = companion
+    with pytest.raises(ZeroDivisionError):
+        pair[0].recv_buffer(bytearray(3), 1, 5, PATIENCE)
+    pair[0].companion = None
+    pair[1].send_buffer(b"abc", 0, 6, PATIENCE)
+    assert pair[0].recv_buffer(bytearray(3), 1, 6, PATIENCE) == 3
