@@ -148,8 +148,10 @@ cdef class Worker:
 
     @property
     def companion(self):
-        """Called now and then while this worker waits, or None: moves what must go on meanwhile. What it raises ends the
-        wait. It must not use this worker."""
+        """Called now and then while this worker waits, or None: moves what must go on meanwhile.
+
+        What it raises ends the wait. It must not use this worker.
+        """
         return self._engine.companion
 
     @companion.setter

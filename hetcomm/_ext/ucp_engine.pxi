@@ -91,7 +91,7 @@ cdef class Engine:
         return 0
 
     cdef int turn(self, Waiter* waiter) noexcept nogil:
-        """One turn of waiting; now and then a look at signals and at the processes of local peers, and to the companion."""
+        """One turn of waiting; now and then it looks at signals and local peers and calls the companion."""
         cdef int turn = take_turn(self.worker, waiter, self.watch.fds, self.watch.count)
         if turn != PATROL:
             return turn
