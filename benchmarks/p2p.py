@@ -563,10 +563,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_verdict(results)
     for name, reason in failures.items():
         print(f"left out: {name}: {reason}")
+    for path in filter(None, (options.json, options.plot)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     if options.json:
         written = {name: {str(n): asdict(samples) for n, samples in found.items()} for name, found in results.items()}
         report = {"machine": about, "options": vars(options), "left_out": failures, "results": written}
-        Path(options.json).write_text(json.dumps(report, indent=1))
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.plot and results:
         plot(results, options.sizes, options.plot, about)
     return 1 if any(reason.startswith("failed") for reason in failures.values()) else 0
