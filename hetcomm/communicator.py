@@ -32,7 +32,6 @@ import numpy
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, TransportError, UsageError
 from hetcomm.runtime import calls, leaving, pointtopoint
 from hetcomm.runtime.agreement import REFUSALS, Intent
-from hetcomm.runtime.buffers import carried
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.executor import Execution
@@ -328,18 +327,12 @@ class Communicator:
             CollectiveTimeoutError, PeerFailureError: The message may or may not arrive; the communicator can only be
                 closed.
         """
-        if (
-            type(array) is numpy.ndarray
-            and carried(array.dtype)
-            and not self._unusable
-            and timeout is None
-            and self._points.accepts(peer, tag)
-        ):
+        if timeout is None and not self._unusable:
             try:
-                self._points.send(array, peer, tag)
+                if self._points.try_send(array, peer, tag):
+                    return
             except HetcommError as error:
                 self._end_message(error, peer)
-            return
         self._slow_message(array, peer, tag, timeout, is_send=True)
 
     def recv(
@@ -357,18 +350,12 @@ class Communicator:
                 stays usable.
             CollectiveTimeoutError, PeerFailureError: The array is undefined; the communicator can only be closed.
         """
-        if (
-            type(out_array) is numpy.ndarray
-            and carried(out_array.dtype)
-            and not self._unusable
-            and timeout is None
-            and self._points.accepts(peer, tag)
-        ):
+        if timeout is None and not self._unusable:
             try:
-                self._points.recv(out_array, peer, tag)
+                if self._points.try_recv(out_array, peer, tag):
+                    return
             except HetcommError as error:
                 self._end_message(error, peer)
-            return
         self._slow_message(out_array, peer, tag, timeout, is_send=False)
 
     # ---- other communicators

@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from numpy import ndarray
+
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, TransportError, UsageError
 from hetcomm.runtime import tags
+from hetcomm.runtime.buffers import carried
 from hetcomm.runtime.buffers import memory as memory_of
 from hetcomm.runtime.executor import collect
 from hetcomm.runtime.waiting import Pump, wait
@@ -17,6 +20,8 @@ from hetcomm.transport.base import Transport
 from hetcomm.types import Memory, MemoryKind
 
 __all__ = ["PointToPoint"]
+
+_MAX_TAG = tags.MAX_USER_TAG
 
 
 class PointToPoint:
@@ -46,33 +51,38 @@ class PointToPoint:
         self._recv_tags = tuple(tags.point_to_point(context, peer) for peer in range(self._nranks))
         here = topology.cluster_index(rank)
         self._foreign = tuple(topology.cluster_index(peer) != here for peer in range(self._nranks))
-        # A transport may have a shorter way for host buffers.
-        self._send_buffer: Callable[..., None] | None = getattr(transport, "send_buffer", None)
-        self._recv_buffer: Callable[..., int] | None = getattr(transport, "recv_buffer", None)
-        self._is_short = self._send_buffer is not None and self._recv_buffer is not None
+        # A transport may have a shorter way for host buffers: by rank, the transport's peer, the tag of what it sends
+        # to this rank, and whether it is in another cluster.
+        self._send_buffer: Callable[..., None] = getattr(transport, "send_buffer", _no_short_way)
+        self._recv_buffer: Callable[..., int] = getattr(transport, "recv_buffer", _no_short_way)
+        self._routes: dict[int, tuple[int, int, bool]] = {}
+        if hasattr(transport, "send_buffer") and hasattr(transport, "recv_buffer"):
+            routes = zip(self._peers, self._recv_tags, self._foreign, strict=True)
+            self._routes = {peer: route for peer, route in enumerate(routes) if peer != rank}
 
-    def accepts(self, peer: Any, tag: Any) -> bool:
-        """Whether the short way can be taken; if not, `prepare` says what is wrong."""
-        return (
-            type(peer) is int
-            and type(tag) is int
-            and 0 <= peer < self._nranks
-            and peer != self._rank
-            and 0 <= tag <= tags.MAX_USER_TAG
-            and self._is_short
-        )
-
-    def send(self, array: Any, peer: int, tag: int) -> None:
-        """Send a NumPy array; arguments have been accepted."""
-        self._send_buffer(array, self._peers[peer], self._send_tag | tag, self._timeout)  # type: ignore[misc]
-        if self._foreign[peer]:
+    def try_send(self, array: Any, peer: Any, tag: Any) -> bool:
+        """Send a NumPy array the short way; False if that cannot be taken, or `prepare` would refuse an argument."""
+        if type(array) is not ndarray or type(peer) is not int or not carried(array.dtype):
+            return False
+        route = self._routes.get(peer)
+        if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
+            return False
+        self._send_buffer(array, route[0], self._send_tag | tag, self._timeout)
+        if route[2]:
             self.sent_between_clusters += array.nbytes
+        return True
 
-    def recv(self, array: Any, peer: int, tag: int) -> None:
-        """Receive into a NumPy array; arguments have been accepted."""
-        got = self._recv_buffer(array, self._peers[peer], self._recv_tags[peer] | tag, self._timeout)  # type: ignore[misc]
+    def try_recv(self, array: Any, peer: Any, tag: Any) -> bool:
+        """Receive into a NumPy array the short way; False as for `try_send`."""
+        if type(array) is not ndarray or type(peer) is not int or not carried(array.dtype):
+            return False
+        route = self._routes.get(peer)
+        if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
+            return False
+        got = self._recv_buffer(array, route[0], route[1] | tag, self._timeout)
         if got != array.nbytes:
             self._refuse_length(got, array.nbytes, peer)
+        return True
 
     def prepare(self, array: Any, peer: Any, tag: Any, *, is_send: bool) -> Memory:
         """Check everything and return the array's memory.
@@ -151,6 +161,10 @@ class PointToPoint:
             raise UsageError(
                 f"argument {name!r} is {value!r}", remedy=f"Pass an integer from 0 to {highest}.", rank=rank
             )
+
+
+def _no_short_way(*_: Any) -> Any:
+    raise TransportError("this transport has no short way for host buffers")
 
 
 def _synchronize(memory: Memory) -> None:
