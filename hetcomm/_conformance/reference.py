@@ -54,8 +54,11 @@ def scaled(array: Array, factor: Number) -> Array:
 
 
 def average(array: Array, nranks: int) -> Array:
-    """`array` divided by `nranks`: integers truncate towards zero, 16-bit floats are divided in float32."""
+    """`array` divided by `nranks`: integers truncate towards zero, 16-bit floats are divided in float32, complex
+    numbers part by part."""
     quotient: Array
+    if array.dtype.kind == "c":
+        return average(array.view(array.real.dtype), nranks).view(array.dtype)
     if array.dtype.kind == "u":
         quotient = array.astype("u8") // numpy.uint64(nranks)
     elif array.dtype.kind == "i":
