@@ -117,4 +117,4 @@ def extensions() -> list[Extension]:
     return found
 
 
-setup(ext_modules=cythonize(extensions(), language_level=3))
+setup(ext_modules=cythonize(extensions(), language_level=3), options={"build_ext": {"parallel": 2}})
