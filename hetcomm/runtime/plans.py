@@ -12,8 +12,9 @@ from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.executor import Executor
 from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Buffer, CommId, Program, Send, Slice, VendorCall
+from hetcomm.schedule.steps import Buffer, CommId, Program, Slice, VendorCall
 from hetcomm.topology import select
+from hetcomm.topology.bounds import traffic
 from hetcomm.topology.model import Topology
 from hetcomm.types import MemoryKind
 from hetcomm.vendors.base import Vendor, VendorCommunicator
@@ -82,7 +83,7 @@ class Plans:
             self._executor.bind(program),
             self._direct(program),
             self._intent(name, collective, program),
-            self._bytes_between_clusters(program),
+            traffic((program,), self._topology).total,
         )
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
@@ -127,15 +128,6 @@ class Plans:
             f"(algorithm {program.algorithm or 'unnamed'}, topology {topology[:8]})"
         )
         return Intent(hashlib.blake2b(said.encode(), digest_size=16).digest(), text)
-
-    def _bytes_between_clusters(self, program: Program) -> int:
-        here = self._topology.cluster_index(self._rank)
-        sent = sum(
-            step.src.count
-            for step in program.steps
-            if isinstance(step, Send) and self._topology.cluster_index(step.peer) != here
-        )
-        return sent * program.collective.dtype.itemsize
 
 
 def _whole(buffer: Buffer, count: int) -> Slice | None:

@@ -118,6 +118,14 @@ class Capabilities:
         op = collective.op
         return op is None or (op in self.ops and (collective.dtype, op) not in self.refused)
 
+    def refusal(self, collective: Collective, memory: MemoryKind) -> str | None:
+        """What a vendor says of a collective that `start` does not accept; None if it does."""
+        if self.takes(collective, memory):
+            return None
+        op = f" of op '{collective.op.value}'" if collective.op is not None else ""
+        what = f"{collective.kind.value}{op} on {collective.dtype.value} in {memory.value} memory"
+        return f"{what} is not what it can do"
+
 
 class VendorCommunicator(Protocol):
     """A vendor's communicator over one group of ranks. Calls must come in the same order on all its ranks."""

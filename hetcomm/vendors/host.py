@@ -169,12 +169,9 @@ class HostCommunicator:
         if collective.nranks != self._nranks:
             raise self._error(f"a collective over {collective.nranks} ranks on a communicator of {self._nranks}")
         kind = next((m.kind for m in (in_memory, out_memory) if m is not None), MemoryKind.HOST)
-        if not self._capabilities.takes(collective, kind):
-            op = f" of op '{collective.op.value}'" if collective.op is not None else ""
-            raise self._error(
-                f"{collective.kind.value}{op} on {collective.dtype.value} in {kind.value} memory is not what it can do",
-                "Use another vendor for these ranks.",
-            )
+        refusal = self._capabilities.refusal(collective, kind)
+        if refusal is not None:
+            raise self._error(refusal, "Use another vendor for these ranks.")
         if collective.in_place:
             wanted = (0, collective.buffer_count(self._rank))
         else:

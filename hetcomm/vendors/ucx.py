@@ -78,9 +78,9 @@ class _UcxCommunicator:
         if collective.nranks != self._nranks:
             raise self._error(f"a collective over {collective.nranks} ranks on a communicator of {self._nranks}")
         kind = next((memory.kind for memory in (in_memory, out_memory) if memory is not None), MemoryKind.HOST)
-        if not _CAPABILITIES.takes(collective, kind):
-            op = f" of op '{collective.op.value}'" if collective.op is not None else ""
-            raise self._error(f"{collective.kind.value}{op} on {collective.dtype.value} in {kind.value} memory")
+        refusal = _CAPABILITIES.refusal(collective, kind)
+        if refusal is not None:
+            raise self._error(refusal, "Use another vendor for these ranks.")
         self.progress()
         operation = self._runner.start(_plan(collective, self._rank), in_memory, out_memory)
         self._running.append(operation)
