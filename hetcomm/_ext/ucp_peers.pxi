@@ -101,7 +101,10 @@ cdef class Peer:
             self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
         cdef ucs_status_t status = ucp_ep_create(worker, &params, &self.link.ep)
         if status != UCS_OK:
+            ended = self.pidfd >= 0 and self.pidfd in watch.ended()
             watch.drop(self.pidfd)
+            if ended:
+                raise self.has_ended()
             raise TransportError(
                 f"UCX cannot reach peer {self.number}: {_text(status)}",
                 peer=self.number,
@@ -113,13 +116,17 @@ cdef class Peer:
         try:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            raise PeerFailureError(
-                f"peer {self.number} (process {pid}) has ended", peer=self.number,
-                remedy="Look at that peer's output for why it ended.",
-            ) from None
+            raise self.has_ended() from None
         except OSError:
             return 0  # no pidfd in this kernel or sandbox: its failure shows as a timeout
         return watch.add(self.pidfd)
+
+    cdef object has_ended(self):
+        pid = int.from_bytes(self.address[HEADER - 4:HEADER], "little")
+        return PeerFailureError(
+            f"peer {self.number} (process {pid}) has ended", peer=self.number,
+            remedy="Look at that peer's output for why it ended.",
+        )
 
     cdef list lanes(self):
         """The transports UCX has chosen, as 'transport/device', or why they are not known."""

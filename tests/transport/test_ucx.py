@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import threading
 from typing import Any
@@ -129,6 +130,7 @@ def test_a_sleeper_serves_signals_and_wakes_for_messages() -> None:
 
 def outlive(mode: str, nbytes: int) -> list[str]:
     group, transport = this_rank(), connected()
+    group.barrier()  # nobody dies while another is still connecting to it
     array = numpy.ones(nbytes, dtype=numpy.uint8)
     seen = []
     if group.rank == 1:
@@ -176,6 +178,26 @@ def test_a_killed_peer_is_named(mode: str, nbytes: int) -> None:
         spawn(2, outlive, mode, nbytes)
     assert set(caught.value.failures) == {1}, caught.value
     assert caught.value.results == {0: ["PeerFailureError"] * 4}
+
+
+def late_to_connect() -> str:
+    group, transport = this_rank(), UcxTransport()
+    addresses = group.all_gather(transport.address)
+    pids = group.all_gather(str(os.getpid()).encode())
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ended = os.pidfd_open(int(pids[1]))
+    assert select.select([ended], [], [], PATIENCE)[0]
+    with pytest.raises(PeerFailureError, match="peer 1 .* has ended"):
+        transport.connect(1, addresses[1])
+    transport.close()
+    return "named"
+
+
+def test_a_peer_that_died_before_the_connection_is_named() -> None:
+    with pytest.raises(RanksFailed) as caught:
+        spawn(2, late_to_connect)
+    assert caught.value.results == {0: "named"}, caught.value
 
 
 def interrupted(how: str) -> str:
