@@ -1,6 +1,6 @@
 """Collectives across clusters of hardware from several vendors."""
 
-from hetcomm.communicator import Communicator, Explanation, Statistics, Trace, init
+from hetcomm.communicator import Communicator, Explanation, Request, Statistics, Trace, Work, init
 from hetcomm.errors import (
     CollectiveMismatchError,
     CollectiveTimeoutError,
@@ -51,6 +51,7 @@ __all__ = [
     "PremulSum",
     "ReduceKind",
     "ReduceOp",
+    "Request",
     "ScheduleError",
     "Statistics",
     "Topology",
@@ -60,6 +61,7 @@ __all__ = [
     "Uplink",
     "UsageError",
     "VendorError",
+    "Work",
     "init",
     "premul_sum",
 ]

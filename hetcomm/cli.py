@@ -1,4 +1,4 @@
-"""The `hetcomm` command: `hetcomm doctor` and `hetcomm plan`.
+"""The `hetcomm` command: `hetcomm doctor`, `hetcomm plan` and `hetcomm bench`.
 
 Errors of hetcomm's own tree end as one line on stderr and exit status 2, without a traceback.
 """
@@ -13,10 +13,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from hetcomm._cli import bench as _bench
 from hetcomm._cli import doctor as _doctor
 from hetcomm._cli import plan as _plan
 from hetcomm._cli.units import parse_nbytes
-from hetcomm.errors import HetcommError
+from hetcomm.errors import HetcommError, UsageError
+from hetcomm.runtime.launcher import Launcher
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.types import Config, DataType, ReduceKind
 
@@ -75,34 +77,103 @@ def doctor(as_json: bool, self_test: bool, timeout: float) -> None:
 @main.command()
 @click.argument("topology", type=click.Path(path_type=Path))
 @click.argument("collective", type=click.Choice([kind.value for kind in CollectiveKind]))
-@click.option("--bytes", "size", required=True, help="Size of the vector: 4096, 64MiB, 1.5GB, ...")
+@click.option("--bytes", "size", help="Size of the vector: 4096, 64MiB, 1.5GB, ...")
+@click.option("--counts", help="Elements of each rank's block, for a vector form: 3,0,5,... in place of --bytes.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice([dtype.value for dtype in DataType]))
 @click.option("--op", default="sum", show_default=True, type=click.Choice([kind.value for kind in ReduceKind]))
 @click.option("--root", default=0, show_default=True, help="The root, where the collective has one.")
 @click.option("--in-place", is_flag=True, help="Input and output are one buffer.")
 @click.option("--rank", "ranks", multiple=True, type=int, help="Show all steps of this rank; may be given again.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Choose and price the plan by this file.")
+@click.option("--draw", "picture", type=click.Path(path_type=Path), help="Draw it to this .svg or .png file.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write the simulation to this file, for Perfetto.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole schedule, to be replayed by a program.")
 def plan(
     topology: Path,
     collective: str,
-    size: str,
+    size: str | None,
+    counts: str | None,
     dtype: str,
     op: str,
     root: int,
     in_place: bool,
     ranks: tuple[int, ...],
+    calibration: Path | None,
+    picture: Path | None,
+    trace: Path | None,
     as_json: bool,
 ) -> None:
-    """Plan and verify COLLECTIVE for the job that the file TOPOLOGY describes; no job need run.
+    """Plan, verify, price and draw COLLECTIVE for the job that the file TOPOLOGY describes; no job need run.
 
-    The size is that of the vector of each rank; of each rank's input for reduce_scatter; and of the gathered total for
-    all_gather.
+    The size is that of the vector of each rank; of each rank's input for reduce_scatter and all_to_all; and of all
+    blocks together for all_gather, gather and scatter.
     """
+    if (size is None) == (counts is None):
+        raise UsageError("a plan needs --bytes or --counts, and not both", remedy="Give the size of the vector.")
+    blocks = None if counts is None else _plan.parse_counts(counts)
     request = _plan.Request(
-        topology, CollectiveKind(collective), parse_nbytes(size), DataType(dtype), ReduceKind(op), root, in_place
+        topology,
+        CollectiveKind(collective),
+        0 if size is None else parse_nbytes(size),
+        DataType(dtype),
+        ReduceKind(op),
+        root,
+        in_place,
+        blocks,
+        calibration,
     )
-    result = _plan.make(request)
+    result = _plan.make(request, ranks)
+    if picture is not None:
+        _plan.draw_to(result, picture)
+    if trace is not None:
+        _plan.trace_to(result, trace)
     if as_json:
         click.echo(_plan.as_json(result))
     else:
         _plan.show(result, Console(highlight=False, soft_wrap=True), ranks)
+
+
+@main.command()
+@click.option("--calibrate", is_flag=True, help="Measure what plans are priced by, and write it to a file.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("calibration.json"), show_default=True)
+@click.option("--topology-output", type=click.Path(path_type=Path), help="Write the uplinks too, as a topology file.")
+@click.option("--ranks", type=int, help="Ranks to start where no launcher has; 4 unless given.")
+@click.option("--vendors", help="Their vendors, a cluster for each; mpi,ucx unless given.")
+@click.option("--quick", is_flag=True, help="Fewer sizes and repetitions: rough numbers in seconds.")
+@click.option("--timeout", default=300.0, show_default=True, help="Seconds all of it may take.")
+def bench(
+    calibrate: bool,
+    output: Path,
+    topology_output: Path | None,
+    ranks: int | None,
+    vendors: str | None,
+    quick: bool,
+    timeout: float,
+) -> None:
+    """Measure this machine: vendor calls, messages, local steps.
+
+    Run by mpirun on every rank it measures that job, and rank 0 writes the files. Otherwise it starts ranks of its own.
+    """
+    if not calibrate:
+        raise UsageError("bench needs --calibrate: there is nothing else that it measures", remedy="Add --calibrate.")
+    if not 0 < timeout < float("inf"):
+        raise UsageError(f"--timeout {timeout} is no time", remedy="Give a positive number of seconds.")
+    for path in filter(None, (output, topology_output)):
+        if not path.absolute().parent.is_dir() or path.is_dir():
+            raise UsageError(f"{str(path)!r} cannot be written", remedy="Name a file in a folder that exists.")
+    if Launcher.from_environ() is None:
+        names = [name.strip() for name in (vendors or "mpi,ucx").split(",")]
+        result: _bench.Result | None = _bench.start_ranks(names, 4 if ranks is None else ranks, quick, timeout)
+    elif ranks is not None or vendors is not None:
+        raise UsageError("--ranks and --vendors are for ranks that this command starts", remedy="Tell the launcher.")
+    else:
+        result = _bench.in_job(quick, timeout)
+    if result is None:
+        return
+    result.calibration.save(output)
+    console = Console(highlight=False, soft_wrap=True)
+    _bench.show(result, console)
+    console.print(f"[green bold]written[/] {escape(str(output))}")
+    if topology_output is not None:
+        _bench.save_topology(result, topology_output)
+        console.print(f"[green bold]written[/] {escape(str(topology_output))}")

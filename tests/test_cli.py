@@ -57,9 +57,49 @@ def test_plan_json_is_the_whole_schedule() -> None:
     assert any(isinstance(step, VendorCall) for step in schedule.programs[0].steps)
 
 
+def test_plan_takes_vector_forms_and_shows_the_candidates() -> None:
+    result = run("plan", str(EXAMPLE), "all_to_all", "--bytes", "6KiB")
+    assert result.exit_code == 0, result.output
+    assert "verified" in result.output
+    result = run("plan", str(EXAMPLE), "reduce_scatter", "--counts", "1000,0,70000,5,13,9")
+    assert result.exit_code == 0, result.output
+    assert "hubs by bandwidth, 4 chunks" in result.output
+    assert "least time" in result.output
+
+
+def test_plan_draws_and_traces(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
+    picture, trace = tmp_path / "plan.svg", tmp_path / "plan.json"
+    result = run("plan", str(EXAMPLE), "broadcast", "--bytes", "1MiB", "--draw", str(picture), "--trace", str(trace))
+    assert result.exit_code == 0, result.output
+    assert "rank 5" in picture.read_text()
+    assert {event["tid"] for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"} >= {0, 5}
+
+
+def test_plan_takes_a_job_of_a_hundred_thousand_ranks(tmp_path: Path) -> None:
+    file = tmp_path / "job.toml"
+    file.write_text(
+        "\n".join(
+            f'[[cluster]]\nvendor = "nccl"\nranks = "{first}-{first + 99}"\nuplink = [{{rank = {first}}}]'
+            for first in range(0, 100_000, 100)
+        )
+    )
+    result = run("plan", str(file), "all_reduce", "--bytes", "1GiB", "--rank", "0", "--rank", "50000")
+    assert result.exit_code == 0, result.output
+    assert "100000 ranks in 1000 clusters: not built as a whole" in result.output
+    assert "rank 50000, border rank of cluster500: circulant all_reduce" in result.output
+    result = run("plan", str(file), "all_reduce", "--bytes", "1GiB", "--json")
+    assert result.exit_code == 2
+    assert "not written as a whole" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ((str(EXAMPLE), "all_reduce"), "--bytes or --counts"),
+        ((str(EXAMPLE), "all_gather", "--counts", "1,2,x,4,5,6"), "no list of whole numbers"),
+        ((str(EXAMPLE), "all_gather", "--counts", "1,2"), "2 entries, not 6"),
+        ((str(EXAMPLE), "broadcast", "--counts", "1,2,3,4,5,6"), "no vector form"),
         (("missing.toml", "all_reduce", "--bytes", "8"), "missing.toml"),
         ((str(EXAMPLE), "all_reduce", "--bytes", "6"), "multiple of 4"),
         ((str(EXAMPLE), "all_gather", "--bytes", "4"), "multiple of 24"),

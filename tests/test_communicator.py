@@ -139,8 +139,15 @@ def test_explain_and_trace() -> None:
             comm.all_reduce(array, op="max")
             with pytest.raises(UsageError, match="active already"), comm.trace():
                 pass
-        with pytest.raises(UsageError, match="no collective 'all_to_all'"):
-            comm.explain("all_to_all", array)
+        with pytest.raises(UsageError, match="no collective 'barrier'"):
+            comm.explain("barrier")
+        with pytest.raises(UsageError, match="all_to_all_v cannot be explained by one rank"):
+            comm.explain("all_to_all_v", array)
+        with pytest.raises(UsageError, match="gather_v needs counts"):
+            comm.explain("gather_v", array, None)
+        with pytest.raises(UsageError, match="broadcast takes in_out_array, root"):
+            comm.explain("broadcast", array, 0, 1)
+        assert comm.explain("scatter", array, array[:16].copy(), root=comm.rank).collective.root == comm.rank
         return explained, trace.timeline, comm.statistics()
 
     results = run_threads(clusters(2, 2), job)
@@ -148,20 +155,22 @@ def test_explain_and_trace() -> None:
         assert explained.program.rank == rank
         assert explained.bytes_between_clusters == explained.least_bytes_between_clusters == 2 * 64 * 4
         assert f"steps of rank {rank}" in str(explained)
-        assert "border:" in str(explained)
+        assert "vendor " in str(explained)
         assert sorted(span.index for span in timeline.spans) == list(range(len(explained.program.steps)))
-        assert (statistics.calls, statistics.plans) == (1, 1)
+        assert (statistics.calls, statistics.plans) == (1, 2)
     assert sum(statistics.bytes_between_clusters for *_, statistics in results) == 2 * 64 * 4
 
 
 def test_device_arrays_are_refused_by_vendors_that_take_none() -> None:
     class OnDevice:
         def __init__(self) -> None:
-            self.__cuda_array_interface__ = {"shape": (2,), "typestr": "<f4", "data": (4096, False), "version": 3}
+            self.__cuda_array_interface__ = {"shape": (3,), "typestr": "<f4", "data": (4096, False), "version": 3}
 
     def job(comm: Communicator) -> None:
-        with pytest.raises(UsageError, match="vendor 'ucx' of this rank takes none there"):
+        with pytest.raises(UsageError, match="cuda memory, (but vendor 'ucx' of this rank|which the UCX)"):
             comm.all_reduce(OnDevice())
+        with pytest.raises(UsageError, match="cuda memory"):
+            comm.all_to_all(OnDevice())
         if comm.rank == 0:
             with pytest.raises(TransportError, match="cuda memory, which the UCX in use cannot reach"):
                 comm.send(OnDevice(), 1)

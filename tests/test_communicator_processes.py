@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind
 
+from .runtime.invoke import equal, inputs_of, invocation
+
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
     "1+3": ("mpi", "oneccl", "oneccl", "oneccl"),
@@ -28,14 +30,8 @@ COUNTS = (0, 1, 5, 600)
 ENV = {"HETCOMM_TIMEOUT": "40"}
 
 
-def numpy_dtype(dtype: DataType) -> Any:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16 if dtype is DataType.BFLOAT16 else dtype.value)
-
-
 def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
-    """Every dtype, op and collective; counts, roots and places take turns."""
+    """Every dtype, op and collective, and every vector form; counts, roots and places take turns."""
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
@@ -45,47 +41,11 @@ def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
                 turn += 1
                 root = turn % nranks if kind.has_root else None
                 yield Collective(kind, nranks, COUNTS[turn % len(COUNTS)], dtype, op, root), turn % 3 == 0
-
-
-def inputs_of(collective: Collective, turn: int) -> list[Any]:
-    """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
-    rng = np.random.default_rng(turn)
-    dtype = numpy_dtype(collective.dtype)
-    low = -2 if collective.dtype.is_signed and collective.op is not ReduceKind.PROD else 1
-    found = []
-    for rank in range(collective.nranks):
-        array = rng.integers(low, 3, collective.in_count(rank)).astype(dtype)
-        if collective.op in (ReduceKind.MIN, ReduceKind.MAX) and not collective.dtype.is_integer and rank == 1:
-            array[::3] = np.nan
-        found.append(array)
-    return found
-
-
-def call(comm: hetcomm.Communicator, collective: Collective, array: Any, in_place: bool, factor: int) -> Any:
-    """Call the collective on this rank's input; its output, or None."""
-    rank, dtype = comm.rank, array.dtype
-    op: Any = hetcomm.premul_sum(factor) if collective.op is ReduceKind.PREMUL_SUM else None
-    op = op if op is not None or collective.op is None else collective.op.value
-    one = collective.with_in_place(in_place)
-    buffer = np.zeros(one.buffer_count(rank), dtype)
-    at = one.in_offset(rank)
-    buffer[at : at + one.in_count(rank)] = array
-    out = np.zeros(one.out_count(rank), dtype)
-    match collective.kind:
-        case CollectiveKind.BROADCAST:
-            comm.broadcast(buffer, collective.root or 0)
-            return buffer
-        case CollectiveKind.REDUCE:
-            mine = rank == collective.root
-            comm.reduce(buffer, out if mine and not in_place else None, collective.root or 0, op)
-            return (buffer if in_place else out) if mine else None
-        case CollectiveKind.ALL_REDUCE:
-            comm.all_reduce(buffer, None if in_place else out, op)
-        case CollectiveKind.ALL_GATHER:
-            comm.all_gather(buffer if in_place else array, None if in_place else out)
-        case CollectiveKind.REDUCE_SCATTER:
-            comm.reduce_scatter(buffer if in_place else array, None if in_place else out, op=op)
-    return buffer[one.out_offset(rank) :][: one.out_count(rank)] if in_place else out
+                if kind.has_blocks and op in (None, ReduceKind.SUM):
+                    pairs = kind is CollectiveKind.ALL_TO_ALL
+                    blocks = [(5 * block + turn) % 7 for block in range(nranks**2 if pairs else nranks)]
+                    vector = Collective(kind, nranks, sum(blocks), dtype, op, root, counts=tuple(blocks))
+                    yield vector, turn % 3 == 1 and not pairs
 
 
 def run_matrix() -> tuple[int, list[str], dict[str, str]]:
@@ -95,16 +55,18 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
     count = 0
     with hetcomm.init() as comm:
         for turn, (collective, in_place) in enumerate(cases(comm.nranks)):
-            inputs = inputs_of(collective, turn)
+            inputs = inputs_of(collective, turn, nans=True)
             factors = [rank % 2 + 1 for rank in range(comm.nranks)]
             premul = collective.op is ReduceKind.PREMUL_SUM
             expected = reference(collective, inputs, factors if premul else None)[comm.rank]
-            got = call(comm, collective, inputs[comm.rank], in_place, factors[comm.rank])
+            mine = invocation(collective.with_in_place(in_place), comm.rank, inputs[comm.rank], factors[comm.rank])
+            getattr(comm, mine.name)(*mine.args)
+            got = mine.output()
             count += 1
             name = f"{turn}: {collective}"
-            if expected is not None and not np.array_equal(got.astype("c16"), expected.astype("c16"), equal_nan=True):
+            if not equal(got, expected):
                 wrong.append(f"{name}: {got} instead of {expected}")
-            if collective.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER, CollectiveKind.BROADCAST):
+            if collective.kind.is_same_everywhere and got is not None:
                 digests[name] = hashlib.sha256(got.tobytes()).hexdigest()
         digests |= random_sums(comm)
     return count, wrong, digests
@@ -129,6 +91,96 @@ def test_every_dtype_op_and_collective_equals_numpy(name: str) -> None:
         assert wrong == [], f"rank {rank}"
         assert count == len(list(cases(len(vendors))))
         assert digests == results[0][2], f"rank {rank} has other bits than rank 0"
+
+
+def start_works(comm: hetcomm.Communicator, seed: int) -> list[tuple[hetcomm.Work, Callable[[], bool]]]:
+    """Start one work of each kind, with checks of what they give."""
+    found: list[tuple[hetcomm.Work, Callable[[], bool]]] = []
+    for number, kind in enumerate(CollectiveKind):
+        nranks, op = comm.nranks, ReduceKind.SUM if kind.reduces else None
+        root = (seed + number) % nranks if kind.has_root else None
+        pairs = nranks**2 if kind is CollectiveKind.ALL_TO_ALL else nranks
+        blocks = tuple((seed + block) % 5 * 11 for block in range(pairs))
+        uniform = Collective(kind, nranks, 10 ** (seed % 5), DataType.INT64, op, root)
+        vector = (
+            Collective(kind, nranks, sum(blocks), DataType.INT64, op, root, counts=blocks) if kind.has_blocks else None
+        )
+        for collective in (uniform, vector):
+            if collective is None:
+                continue
+            inputs = inputs_of(collective, seed + number)
+            mine = invocation(collective, comm.rank, inputs[comm.rank])
+            wanted = reference(collective, inputs)[comm.rank]
+            work = getattr(comm, mine.name)(*mine.args, async_op=True)
+            found.append((work, lambda mine=mine, wanted=wanted: equal(mine.output(), wanted)))
+    right, left = (comm.rank + 1) % comm.nranks, (comm.rank - 1) % comm.nranks
+    theirs = np.zeros(3000 * (1 + seed % 20))
+    sent = comm.send(np.full(len(theirs), float(comm.rank)), right, tag=seed, async_op=True)
+    taken = comm.recv(theirs, left, tag=seed, async_op=True)
+    assert sent is not None
+    assert taken is not None
+    return [*found, (sent, lambda: True), (taken, lambda: bool((theirs == left).all()))]
+
+
+def run_works() -> list[str]:
+    """Works on a communicator and on two parts of it, across and along the clusters, all under way at once."""
+    wrong: list[str] = []
+    with hetcomm.init() as comm:
+        across, along = comm.split(comm.rank % 2), comm.split(int(comm.rank >= comm.nranks // 2))
+        assert across is not None
+        assert along is not None
+        comms = [comm, across, along]
+        for turn in range(2):
+            open_works = []
+            for seed in range(3):
+                for number in range(len(comms)):
+                    part = comms[(number + comm.rank) % len(comms)] if turn else comms[number]
+                    open_works += [(part, *each) for each in start_works(part, 7 * turn + 3 * seed)]
+            comm.barrier()
+            if comm.rank % 2:
+                open_works.reverse()
+            for part, work, check in open_works:
+                work.wait()
+                if not check():
+                    wrong.append(f"turn {turn}, {part}, {work}")
+        wrong += run_requests(comm, across)
+        comm.all_reduce(np.ones(100_000), async_op=True)  # dropped
+    return wrong
+
+
+def run_requests(comm: hetcomm.Communicator, part: hetcomm.Communicator) -> list[str]:
+    """Persistent requests on two communicators, and groups that mix everything."""
+    wrong = []
+    array, blocks = np.zeros(5000), np.zeros(comm.nranks, int)
+    sums, swaps = comm.all_reduce_init(array), part.all_to_all_init(halves := np.zeros(2 * part.nranks))
+    for turn in range(10):
+        array[:] = turn + comm.rank
+        halves[:] = part.rank
+        for request in (sums, swaps) if comm.rank % 2 else (swaps, sums):
+            request.start()
+        sums.wait()
+        swaps.wait()
+        expected = comm.nranks * turn + comm.nranks * (comm.nranks - 1) / 2
+        if not (array == expected).all() or not (halves == np.repeat(np.arange(part.nranks), 2)).all():
+            wrong.append(f"run {turn}: {array} instead of {expected}, {halves}")
+    for turn in range(3):
+        big, small = np.full(70_000, comm.rank), np.zeros(70_000, int)
+        with comm.group():
+            for peer in range(comm.nranks):
+                comm.send(big, peer, tag=turn)
+            comm.all_gather(np.array([comm.rank]), blocks)
+            comm.all_to_all_v(big[: comm.nranks], small[: comm.nranks], [1] * comm.nranks, [1] * comm.nranks)
+            for peer in reversed(range(comm.nranks)):
+                comm.recv(np.empty(70_000), peer, tag=turn)
+        if blocks.tolist() != list(range(comm.nranks)) or small[: comm.nranks].tolist() != blocks.tolist():
+            wrong.append(f"group {turn}: {blocks}, {small[: comm.nranks]}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", ["2+2", "2+1+1"])
+def test_many_works_on_several_communicators_in_any_order(name: str) -> None:
+    for rank, wrong in enumerate(run_ranks(4, run_works, vendors=TOPOLOGIES[name], env=ENV, timeout=100)):
+        assert wrong == [], f"rank {rank}"
 
 
 def run_points() -> dict[str, Any]:
@@ -191,9 +243,8 @@ def test_messages_split_and_trace() -> None:
         assert result["split"] == (1 - rank // 2, 2, [2, 4][rank % 2])
         assert result["alone"] == (None if rank else (0, 1))
         assert [name for name, _, _ in result["clusters"]] == ["mpi", "oneccl"]
-        border = [label for label in result["labels"] if label.startswith("vendor border:")]
-        assert border, "remote partials are added by a vendor call on the border communicator"
-        assert all(" sum " in label for label in border)
+        added = [label for label in result["labels"] if label.startswith("vendor ") and " sum " in label]
+        assert added, "the vendors do the sums"
         assert "bytes between clusters: 800, the least possible: 800" in result["explained"]
         assert result["sent"] > 0
     longer, shorter = results[1]["errors"]
@@ -218,13 +269,37 @@ def run_refusals() -> list[tuple[str, str]]:
         attempt(lambda: comm.all_reduce(np.ones(8)[:: 1 + comm.rank // 3]))
         attempt(lambda: comm.broadcast(np.ones(7), root=comm.rank // 3))
         attempt(lambda: comm.split("red" if comm.rank == 1 else 1))  # type: ignore[arg-type]
+        got = np.zeros(4)
+
+        def grouped() -> None:
+            with comm.group():
+                comm.send_recv(np.ones(4), got, (comm.rank + 1) % 4, (comm.rank - 1) % 4)
+                comm.gather(np.ones(2), np.ones(8), root=4 if comm.rank == 2 else 0)
+
+        attempt(grouped)
+        assert (got == 0).all()
+        rest = np.ones(6)
+        work = comm.all_reduce(rest, async_op=True)
+        attempt(lambda: comm.all_to_all_v(np.ones(4), np.ones(4), [1] * 4, [1, 1, 1, 1 + comm.rank // 3]))
+        assert work is not None
+        work.wait()
+        assert (rest == comm.nranks).all()
     return found
 
 
 def test_misuse_is_raised_on_every_rank() -> None:
     for rank, found in enumerate(run_ranks(4, run_refusals, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)):
-        assert [kind for kind, _ in found] == ["UsageError", "PlanMismatchError", "UsageError"], rank
-        strided, roots, color = (text for _, text in found)
+        assert [kind for kind, _ in found] == [
+            "UsageError",
+            "PlanMismatchError",
+            "UsageError",
+            "UsageError",
+            "UsageError",
+        ], rank
+        strided, roots, color, grouped, sizes = (text for _, text in found)
+        assert "root" in grouped
+        assert "0 to 3" in grouped
+        assert "argument 'out_array' has 4 elements" in sizes
         assert "'in_array' is not C-contiguous" in strided
         assert "ascontiguousarray" in strided
         assert "root 0" in roots

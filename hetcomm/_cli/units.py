@@ -6,7 +6,7 @@ import re
 
 from hetcomm.errors import UsageError
 
-__all__ = ["format_nbytes", "parse_nbytes"]
+__all__ = ["format_nbytes", "format_seconds", "parse_nbytes"]
 
 _UNITS: dict[str, int] = {"": 1, "B": 1}
 _UNITS |= {f"{prefix}{unit}": 1000**power for power, prefix in enumerate("kMGT", 1) for unit in ("", "B")}
@@ -42,3 +42,11 @@ def format_nbytes(nbytes: float) -> str:
             break
         value /= 1024
     return f"{value:.4g} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """`seconds` with the unit that suits them and at most three digits."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from hetcomm.errors import ScheduleError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.dataflow import StepId, dependencies, match, vendor_groups
+from hetcomm.schedule.places import buffer_counts, gaps, input_places, output_places
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Recv, Reduce, Scale, Schedule, Send, Slice, VendorCall
-from hetcomm.schedule.structure import buffer_counts
 from hetcomm.types import DataType, Number, ReduceKind, identity
 
 __all__ = ["Array", "average", "numpy_dtype", "reference", "run_schedule", "scaled"]
@@ -77,11 +77,14 @@ def reference(
 ) -> list[Array | None]:
     """What each rank gets, None where it gets nothing.
 
-    Reductions go through the ranks in ascending order and accumulate in the dtype itself. For whole numbers that
-    is what every order gives; compare other floating-point results with a tolerance.
+    Inputs and outputs are packed: one block behind the other. What ranks pass in place or with displacements is the
+    same in other places.
+
+    Reductions go through the ranks in ascending order and accumulate in the dtype itself. For whole numbers that is
+    what every order gives; compare other floating-point results with a tolerance.
 
     Args:
-        collective: Which; `in_place` does not matter.
+        collective: Which; `in_place` and displacements do not matter.
         inputs: Each rank's input of `in_count` elements, or None where that is 0.
         factors: Each rank's factor, for `PREMUL_SUM`.
     """
@@ -90,6 +93,7 @@ def reference(
         inputs = [
             scaled(array, factor) if array is not None else None for array, factor in zip(inputs, given, strict=True)
         ]
+    collective = collective.agreed()
     outputs: list[Array | None] = []
     for rank in range(collective.nranks):
         count = collective.out_count(rank)
@@ -124,6 +128,8 @@ def run_schedule(
 ) -> list[Array | None]:
     """Run all programs on arrays and return each rank's output, None where it gets nothing.
 
+    Inputs and outputs are packed, as for `reference`; in the buffers they lie where each program's collective says.
+
     Args:
         schedule: Any schedule that fits together; whether it means what it should is not asked.
         inputs: As for `reference`; they are not changed.
@@ -131,15 +137,19 @@ def run_schedule(
         order_seed: Seed of the order of steps, of the garbage and of the vendors' orders of addition; None: 0.
 
     Raises:
-        ScheduleError: Messages or calls do not fit together, or this order of steps got stuck.
+        ScheduleError: Messages or calls do not fit together, this order of steps got stuck, or something between the
+            blocks of an output was written.
     """
     machine = _Machine(schedule, inputs, factors, random.Random(order_seed or 0))
     machine.run()
     outputs: list[Array | None] = []
     for program in schedule.programs:
-        collective, rank = program.collective, program.rank
-        offset, count = collective.out_offset(rank), collective.out_count(rank)
-        outputs.append(machine.buffers[rank][Buffer.OUT][offset : offset + count] if count else None)
+        rank, buffer = program.rank, machine.buffers[program.rank][Buffer.OUT]
+        blocks = [buffer[offset : offset + count] for offset, _, count in output_places(program.collective, rank)]
+        outputs.append(numpy.concatenate(blocks) if blocks else None)
+        for start, stop in gaps(program.collective, rank):
+            if buffer[start:stop].tobytes() != machine.between[rank, start]:
+                raise ScheduleError(f"elements {start} to {stop} lie between blocks, yet were written", rank=rank)
     return outputs
 
 
@@ -160,13 +170,17 @@ class _Machine:
         self.complete: set[StepId] = set()
         self.in_flight: dict[StepId, Array] = {}  # what a send, or a member of a vendor call, has taken early
         self.buffers: list[dict[Buffer, Array]] = []
+        self.between: dict[tuple[int, int], bytes] = {}  # what lies in the gaps at first, by rank and start
         for program in schedule.programs:
             collective, rank = program.collective, program.rank
             mine = {buffer: self._garbage(count) for buffer, count in buffer_counts(program).items()}
-            array, offset = inputs[rank], collective.in_offset(rank)
+            array = inputs[rank]
             if array is not None:
                 target = mine[Buffer.OUT if collective.in_place else Buffer.IN]
-                target[offset : offset + collective.in_count(rank)] = array
+                for offset, packed, size in input_places(collective, rank):
+                    target[offset : offset + size] = array[packed : packed + size]
+            for start, stop in gaps(collective, rank):
+                self.between[rank, start] = mine[Buffer.OUT][start:stop].tobytes()
             self.buffers.append(mine)
 
     def _garbage(self, count: int) -> Array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
@@ -9,7 +12,15 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import DataType, ReduceKind
 
-__all__ = ["collectives", "counts", "ops_and_dtypes", "topologies"]
+__all__ = [
+    "block_counts",
+    "collectives",
+    "counts",
+    "displacements",
+    "ops_and_dtypes",
+    "passed_by",
+    "topologies",
+]
 
 _PRIMES = (2, 3, 5, 7, 11, 13, 31, 101, 1009, 65537, 131071)
 
@@ -54,9 +65,58 @@ def ops_and_dtypes() -> SearchStrategy[tuple[ReduceKind, DataType]]:
 
 
 @st.composite
-def collectives(draw: DrawFn, nranks: int, *, kind: CollectiveKind | None = None) -> Collective:
-    """Collectives over `nranks` ranks, of any kind or of the one that is given, not in place."""
+def block_counts(draw: DrawFn, nblocks: int) -> tuple[int, ...]:
+    """Counts of a vector form: equal or unequal, with zeros, ones and primes, all of them zero at times."""
+    sizes = draw(st.sampled_from([(0,), (1,), (7,), (0, 5), (1, 2, 3), (0, 1, 2, 13, 101), (0, 0, 0, 1009)]))
+    return tuple(draw(st.lists(st.sampled_from(sizes), min_size=nblocks, max_size=nblocks)))
+
+
+@st.composite
+def collectives(
+    draw: DrawFn, nranks: int, *, kind: CollectiveKind | None = None, vector: bool | None = None
+) -> Collective:
+    """Collectives over `nranks` ranks, of any kind or of the one that is given, not in place and without displacements.
+
+    `vector` asks for a vector form, where the kind has one, or for none; None leaves it open.
+    """
     chosen = kind if kind is not None else draw(st.sampled_from(CollectiveKind))
     op, dtype = draw(ops_and_dtypes())
     root = draw(st.integers(0, nranks - 1)) if chosen.has_root else None
-    return Collective(chosen, nranks, draw(counts(nranks)), dtype, op if chosen.reduces else None, root)
+    sizes: tuple[int, ...] | None = None
+    if chosen.has_blocks and (vector if vector is not None else draw(st.booleans())):
+        sizes = draw(block_counts(nranks**2 if chosen is CollectiveKind.ALL_TO_ALL else nranks))
+    # The input of an all_to_all is as long as all blocks of one rank.
+    one = st.sampled_from([0, 1, 2, 7, 101]) if chosen is CollectiveKind.ALL_TO_ALL else counts(nranks)
+    count = sum(sizes) if sizes is not None else draw(one)
+    return Collective(chosen, nranks, count, dtype, op if chosen.reduces else None, root, counts=sizes)
+
+
+@st.composite
+def passed_by(draw: DrawFn, collective: Collective, rank: int) -> Collective:
+    """`collective` as `rank` may pass it: in place or not, and in a vector form with or without displacements."""
+    pairs = collective.kind is CollectiveKind.ALL_TO_ALL
+    if collective.counts is None:
+        return collective.with_in_place(draw(st.booleans()))
+    in_place = draw(st.booleans()) and not pairs
+    reads = pairs or collective.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER)
+    writes = pairs or collective.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER)
+    received = collective.received_counts(rank) if pairs else collective.counts
+    sent = collective.sent_counts(rank) if pairs else collective.counts
+    return replace(
+        collective,
+        in_place=in_place,
+        in_displs=draw(displacements(sent)) if reads and draw(st.booleans()) else None,
+        out_displs=draw(displacements(received)) if writes and draw(st.booleans()) else None,
+    )
+
+
+@st.composite
+def displacements(draw: DrawFn, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where blocks of these sizes begin: in any order, with gaps or without, sharing no element."""
+    found, end = [0] * len(sizes), 0
+    order = draw(st.permutations(range(len(sizes)))) if draw(st.booleans()) else range(len(sizes))
+    for block in order:
+        end += draw(st.sampled_from([0, 0, 1, 5]))
+        found[block] = end
+        end += sizes[block]
+    return tuple(found)

@@ -1,29 +1,28 @@
 """Agreement on calls: misuse never hangs, and every rank gets the error.
 
-Every collective call on a communicator has a number. The rules:
+Every collective call on a communicator has a number and a `Ticket`; several may be open at once. The rules:
 
-* A plan that this communicator has not run before is compared before any step runs: each rank sends its fingerprint to
-  rank 0, which answers all of them. A plan that has been run before costs nothing.
-* A rank whose arguments are refused tells all others (`refuse`); they raise the same error in that call.
-* A rank that waits long sends its plan to the others. Whoever has another plan for that call number raises and
+* A plan that this communicator has not run before is compared before any step of its call runs: each rank sends its
+  fingerprint to rank 0, which answers all of them. A plan that has been run before costs nothing.
+* A rank whose arguments are refused tells all others (`refuse`); the same error becomes that of their call.
+* A rank that waits long sends its plan of its oldest open call to the others. Whoever has another plan for that number
   says so to everyone: a plan may be cached on some ranks and new to others.
 * After a call that failed on all ranks, each tells rank 0 whether it had begun to move data. If none had, the
-  communicator goes on; the answer is waited for in the next call, so a refusal raises at once.
-* A rank that leaves says so; whoever needs it in a later call raises.
+  communicator goes on; the next call begins when that is known, so a refusal is raised at once.
+* A rank that leaves says so; the calls that need it fail.
 
-Frames are only recorded where they arrive (`_record`); they raise where the process waits (`_check`).
+Nothing here waits but `diagnose` and `close`: whoever has an open call looks in now and then (`poll`), and a call
+begins when `ready` says so. Frames are recorded where they arrive (`_record`), and become errors of tickets (`_check`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
 
 from hetcomm.errors import (
-    CollectiveTimeoutError,
     HetcommError,
     PeerFailureError,
     PlanMismatchError,
@@ -35,10 +34,10 @@ from hetcomm.errors import (
 from hetcomm.runtime.control import Frame, Mailbox, Subject
 from hetcomm.runtime.waiting import Progress, wait
 
-__all__ = ["REFUSALS", "Agreement", "Intent"]
+__all__ = ["REFUSALS", "Agreement", "Intent", "Ticket"]
 
-_HISTORY = 1024  # calls whose plans are remembered
-_FIRST_NOTE = 0.05  # seconds of waiting after which a rank tells the others what it waits in
+_HISTORY = 1024  # calls that are over whose plans are remembered
+_FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it waits in
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
 
@@ -53,26 +52,60 @@ class Intent:
     fingerprint: bytes
     text: str
 
+    @classmethod
+    def of(cls, text: str, *parts: Intent) -> Intent:
+        """What is meant by `text` and the parts, in their order; only the text is shown."""
+        digest = hashlib.blake2b(text.encode(), digest_size=16)
+        for part in parts:
+            digest.update(part.fingerprint)
+        return cls(digest.digest(), text)
+
+
+class Ticket:
+    """One open call.
+
+    Attributes:
+        call: Its number.
+        intent: What this rank runs.
+        always: Whether the plans are compared though they have been before.
+        begun: Whether data may be moved; set by `Agreement.ready`.
+        error: Why the call fails on all ranks, or None.
+        works: How many works of this rank it consists of that are not over; the engine counts.
+    """
+
+    __slots__ = ("always", "begun", "call", "error", "intent", "works")
+
+    def __init__(self, call: int, intent: Intent, always: bool) -> None:
+        self.call = call
+        self.intent = intent
+        self.always = always
+        self.begun = False
+        self.error: HetcommError | None = None
+        self.works = 1
+
 
 class Agreement:
     """The state of one rank of one communicator.
 
     Attributes:
         broken: Why no further call is possible, or None.
+        cause: The misuse that broke it, if it was one.
+        failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
     """
 
     def __init__(self, moving: Progress, mailbox: Mailbox) -> None:
         self.broken: str | None = None
+        self.cause: HetcommError | None = None
+        self.failed: list[Ticket] = []
         self._mailbox = mailbox
         self._moving = moving
         self._rank, self._nranks = mailbox.rank, mailbox.nranks
         self._next = 0
-        self._history: deque[Intent | None] = deque(maxlen=_HISTORY)  # up to call `_next - 1`; None: refused
-        self._comparing = False
-        self._moved = False  # whether call `_next - 1` may have moved data
-        self._verified: set[bytes] = set()
+        self._open: dict[int, Ticket] = {}  # in the order of their numbers
+        self._history: deque[Intent | None] = deque()  # up to call `_next - 1`; None: refused
+        self._verified: set[bytes] = set()  # never on another rank before it is on rank 0
         self._alarm = False  # whether something was recorded that `_check` must look at
-        self._failed: set[int] = set()  # calls that failed on all ranks and have been raised here
+        self._over_everywhere: set[int] = set()  # calls that failed on all ranks and have been dealt with here
         self._refusals: dict[int, Frame] = {}
         self._mismatches: dict[int, Frame] = {}
         self._plans: dict[int, dict[int, Frame]] = {}
@@ -87,7 +120,9 @@ class Agreement:
         self._closed = False
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
-        self._last_raised: HetcommError | None = None
+        self._watched = -1  # the oldest open call when `remind` looked last
+        self._remind_at = 0.0
+        self._remind_every = _FIRST_NOTE
 
     @property
     def next_call(self) -> int:
@@ -96,32 +131,20 @@ class Agreement:
 
     # ---- calls
 
-    def begin(self, intent: Intent, deadline: float, *, always: bool = False) -> int:
-        """Begin the next call and return its number; data may be moved from now on.
+    def open(self, intent: Intent, *, always: bool = False) -> Ticket:
+        """Count the next call; it may begin once `ready` says so.
 
         With `always` the plans are compared even if they were before: for calls that do not go through the transport.
-
-        Raises:
-            PlanMismatchError: Another rank has another plan.
-            UsageError, VendorError, TransportError: Another rank's arguments were refused.
-            CollectiveTimeoutError: Some rank did not show up in time.
-            PeerFailureError: A rank has left.
         """
-        call = self._next
-        if self._nranks == 1:
-            self._next += 1
-            return call
-        if self._unsettled:
-            self._settle(deadline)
-        self._history.append(intent)
+        ticket = Ticket(self._next, intent, always)
         self._next += 1
-        self._moved = False
-        if always or intent.fingerprint not in self._verified:
-            self._compare(call, intent, deadline)
-        else:
-            self.poll_and_check()
-        self._moved = True
-        return call
+        if self._nranks == 1:
+            return ticket
+        self._remember(intent)
+        self._open[ticket.call] = ticket
+        if self._rank and (always or intent.fingerprint not in self._verified):
+            self._mailbox.send(Frame(Subject.PLAN, self._rank, ticket.call, 0, intent.fingerprint, intent.text), (0,))
+        return ticket
 
     def refuse(self, error: HetcommError) -> None:
         """This rank's arguments for the next call were refused: tell the others, and count the call."""
@@ -129,75 +152,105 @@ class Agreement:
         self._next += 1
         if self._nranks == 1:
             return
-        self._history.append(None)
+        self._remember(None)
         kind = next(number for number, known in enumerate(REFUSALS) if isinstance(error, known))
         text = error.message if error.remedy is None else f"{error.message.rstrip('.')}. {error.remedy}"
         self._mailbox.send(Frame(Subject.REFUSED, self._rank, call, kind, text=text), self._mailbox.others())
-        self._fail(call, moved=False)
+        self._report(call, moved=False)
 
-    def watch(self) -> Callable[[float, float], None]:
-        """What a wait inside a call does now and then: look at the mailbox and, ever more rarely, tell the others."""
-        due = _FIRST_NOTE
+    def ready(self, ticket: Ticket) -> bool:
+        """Whether the call may move data from now on; calls must begin in the order of their numbers."""
+        if ticket.begun or self._nranks == 1:
+            ticket.begun = True
+            return True
+        if self.broken is not None or ticket.error is not None or (self._unsettled and not self._settle()):
+            return False
+        call, fingerprint = ticket.call, ticket.intent.fingerprint
+        if ticket.always or fingerprint not in self._verified:
+            if self._rank:
+                if call not in self._approved:
+                    return False
+            else:
+                if len(self._plans.get(call, ())) < self._nranks - 1:
+                    return False
+                del self._plans[call]
+                self._mailbox.send(Frame(Subject.VERDICT, 0, call, 1), self._mailbox.others())
+            self._verified.add(fingerprint)
+        self._approved.discard(call)
+        ticket.begun = True
+        if call in self._plans:  # ranks to which it is new, as it was here when they sent it
+            self._check_plans(call)
+        return ticket.error is None
 
-        def idle(_: float, waited: float) -> None:
-            nonlocal due
-            self._poll()
-            if self._alarm:
-                self._check()
-            if waited >= due:
-                due *= 2
-                self._send_note()
+    def trust(self, intent: Intent) -> None:
+        """Count a plan as compared; all ranks have agreed to call this at the same point."""
+        self._verified.add(intent.fingerprint)
 
-        return idle
+    def over(self, ticket: Ticket) -> None:
+        """The call is over on this rank."""
+        self._open.pop(ticket.call, None)
 
-    def poll_and_check(self) -> None:
-        """Look at the mailbox once.
+    # ---- looking in
 
-        Raises:
-            HetcommError: As `begin`, for the current call.
-        """
-        self._poll()
+    def poll(self) -> None:
+        """Look at the mailbox; what is found there may give tickets an error, or break the communicator."""
+        while (frame := self._mailbox.receive()) is not None:
+            self._record(frame)
         if self._alarm:
             self._check()
 
-    def diagnose(self, error: HetcommError) -> HetcommError:
-        """The misuse behind an error of the wire, the peer or a vendor in the current call, or `error` itself.
+    def remind(self, now: float) -> None:
+        """Tell the others, ever more rarely, the plan of a call that stays the oldest open one."""
+        oldest = next(iter(self._open), -1)
+        if oldest != self._watched:
+            self._watched, self._remind_every = oldest, _FIRST_NOTE
+            self._remind_at = now + _FIRST_NOTE
+        elif oldest >= 0 and now >= self._remind_at:
+            self._remind_every *= 2
+            self._remind_at = now + self._remind_every
+            self._send_note(oldest)
+
+    def diagnose(self, ticket: Ticket, error: HetcommError) -> HetcommError:
+        """The misuse behind an error of the wire, the peer or a vendor in a call, or `error` itself.
 
         When ranks run different plans, what is seen first may be a message of the wrong length, or a peer that has
         raised and gone. So the plans are compared, as far as the others answer at once.
         """
-        if self._nranks == 1 or error is self._last_raised or not isinstance(error, (TransportError, VendorError)):
+        if self._nranks == 1 or not isinstance(error, (TransportError, VendorError)):
             return error
-        call = self._next - 1
-        self._heard.clear()
-        self._send_note(ask=True)
+        if ticket.error is None and ticket.call in self._open:
+            self._heard.clear()
+            self._send_note(ticket.call, ask=True)
 
-        def answered() -> bool:
-            self.poll_and_check()
-            return len(self._heard) == self._nranks - 1
+            def answered() -> bool:
+                self.poll()
+                return ticket.error is not None or len(self._heard) == self._nranks - 1
 
-        try:
             wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
-        except HetcommError as better:
-            return error if isinstance(better, PeerFailureError) and better.collective != call else better
-        return error
+        return ticket.error or self.cause or error
 
-    def is_settling(self, error: BaseException) -> bool:
-        """Whether `error` is one that all ranks raise for a call, after which the communicator may live on."""
-        return error is self._last_raised
+    def lateness(self, ticket: Ticket) -> tuple[str, int | None]:
+        """What a call that has not begun waits for, as text, and the rank that is missing, if it is one."""
+        if self._unsettled:
+            return f"word from all ranks on how call {self._unsettled[0]}, which was refused, went there", None
+        if self._rank != 0:
+            return f"rank 0 to agree on {ticket.intent.text}", 0
+        missing = sorted(set(self._mailbox.others()) - set(self._plans.get(ticket.call, ())))
+        who = f"ranks {', '.join(map(str, missing[:8]))}{', ...' if len(missing) > 8 else ''}"
+        return f"{who} to agree on {ticket.intent.text}", missing[0] if missing else None
 
     # ---- leaving
 
-    def leave(self, why: str, *, this_call: bool = False) -> None:
-        """Tell the others that this rank takes part in nothing more, from its next call on or from the current one.
+    def leave(self, why: str) -> None:
+        """Tell the others that this rank takes part in nothing more, its oldest open call included.
 
         Telling it again does nothing.
         """
         if self._gone_out:
             return
         self._leaving = self._gone_out = True
-        call = self._next - 1 if this_call else self._next
-        self._mailbox.send(Frame(Subject.GONE, self._rank, max(call, 0), text=why), self._mailbox.others())
+        call = next(iter(self._open), self._next)
+        self._mailbox.send(Frame(Subject.GONE, self._rank, call, text=why), self._mailbox.others())
 
     def close(self, seconds: float) -> bool:
         """Wait until every rank has called this; False if one left otherwise or `seconds` passed."""
@@ -211,16 +264,12 @@ class Agreement:
             self._mailbox.send(frame, (0,))
 
         def over() -> bool:
-            self._poll()
+            self.poll()
             return self._closed or bool(self._gone)
 
         return wait(self._moving, over, time.monotonic() + seconds) and self._closed
 
     # ---- what frames do
-
-    def _poll(self) -> None:
-        while (frame := self._mailbox.receive()) is not None:
-            self._record(frame)
 
     def _record(self, frame: Frame) -> None:
         call = frame.call
@@ -229,17 +278,17 @@ class Agreement:
                 if self._leaving and call >= self._next:
                     answer = Frame(Subject.GONE, self._rank, self._next, text="closed it")
                     self._mailbox.send(answer, (frame.source,))
-                elif call not in self._failed:
+                elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
                 self._heard.add(frame.source)
                 if frame.subject is Subject.NOTE and frame.flag and (mine := self._intent_of(call)) is not None:
                     note = Frame(Subject.NOTE, self._rank, call, 0, mine.fingerprint, mine.text)
                     self._mailbox.send(note, (frame.source,))
             case Subject.VERDICT:
-                if frame.flag:
-                    self._approved.add(call)
-                else:
+                if not frame.flag:
                     self._mismatches.setdefault(call, frame)
+                elif call in self._open and not self._open[call].begun:
+                    self._approved.add(call)
             case Subject.REFUSED:
                 self._refusals.setdefault(call, frame)
             case Subject.SETTLE:
@@ -258,130 +307,124 @@ class Agreement:
         self._alarm = True
 
     def _check(self) -> None:
-        """Raise if what was recorded makes the current call, or one before it, impossible."""
-        current = self._next - 1
-        for call in [call for call in self._refusals if call <= current]:
+        """Turn what was recorded of calls that have been made here into errors of their tickets."""
+        for call in [call for call in self._refusals if call < self._next]:
             frame = self._refusals.pop(call)
-            if call not in self._failed:
-                self._raise_refusal(frame)
-        for call in [call for call in self._mismatches if call <= current]:
+            if call not in self._over_everywhere:
+                self._fail_refused(frame)
+        for call in [call for call in self._mismatches if call < self._next]:
             frame = self._mismatches.pop(call)
-            if call not in self._failed:
-                self._raise_mismatch(call, frame.text)
-        for call in [call for call in self._plans if call <= current]:
+            if call not in self._over_everywhere:
+                self._fail_mismatched(call, frame.text)
+        for call in [call for call in self._plans if call < self._next]:
             self._check_plans(call)
-        for frame in (*self._gone.values(), *self._closing.values()):
-            if frame.call <= current:
-                raise PeerFailureError(
-                    f"rank {frame.source} has left the communicator before it did call {current}: it {frame.text}",
-                    rank=self._rank,
-                    peer=frame.source,
-                    collective=current,
-                    remedy="Close this communicator. All ranks must make the same calls.",
-                )
+        if self._unsettled and self.broken is None:
+            self._settle()
+        if self.broken is None:  # else a rank that has left did so for the same reason
+            for frame in (*self._gone.values(), *self._closing.values()):
+                if self._unsettled and frame.source and frame.call > self._unsettled[-1]:
+                    continue  # it may have left because of what rank 0 has yet to tell
+                for ticket in self._open.values():
+                    if ticket.call >= frame.call and ticket.error is None:
+                        self._fail_deserted(ticket, frame)
         self._alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
 
     def _check_plans(self, call: int) -> None:
+        """Compare the plans that others have sent for a call; answer those who asked, unless it waits for the rest."""
         mine = self._intent_of(call)
-        if mine is not None and call not in self._failed:
+        if mine is not None and call not in self._over_everywhere:
             for source, frame in self._plans[call].items():
                 if frame.fingerprint != mine.fingerprint:
                     text = f"rank {self._rank} calls {mine.text}, but rank {source} calls {frame.text}"
                     self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 0, text=text), self._mailbox.others())
-                    self._raise_mismatch(call, text)
-            if self._comparing and call == self._next - 1:
+                    self._fail_mismatched(call, text)
+                    return
+            ticket = self._open.get(call)
+            if self._rank == 0 and ticket is not None and not ticket.begun:
                 return
             asking = [source for source, frame in self._plans[call].items() if frame.subject is Subject.PLAN]
             self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 1), asking)
         del self._plans[call]
 
+    def _remember(self, intent: Intent | None) -> None:
+        self._history.append(intent)
+        if len(self._history) > _HISTORY + len(self._open):
+            self._history.popleft()
+
     def _intent_of(self, call: int) -> Intent | None:
         """What this rank runs, or ran, as that call; None if it refused it, forgot it, or has yet to come to it."""
+        ticket = self._open.get(call)
+        if ticket is not None:
+            return ticket.intent
         index = len(self._history) - (self._next - call)
         return self._history[index] if 0 <= index < len(self._history) else None
 
-    def _send_note(self, *, ask: bool = False) -> None:
-        """Tell the others the plan of the current call; with `ask`, they answer with theirs."""
-        mine = self._history[-1] if self._history else None
-        if mine is not None:
-            frame = Frame(Subject.NOTE, self._rank, self._next - 1, int(ask), mine.fingerprint, mine.text)
-            self._mailbox.send(frame, self._mailbox.others())
+    def _send_note(self, call: int, *, ask: bool = False) -> None:
+        """Tell the others the plan of an open call; with `ask`, they answer with theirs."""
+        mine = self._open[call].intent
+        frame = Frame(Subject.NOTE, self._rank, call, int(ask), mine.fingerprint, mine.text)
+        self._mailbox.send(frame, self._mailbox.others())
 
-    # ---- comparing a plan that is new
+    # ---- calls that fail on all ranks
 
-    def _compare(self, call: int, intent: Intent, deadline: float) -> None:
-        self._comparing = True  # before anything is looked at: plans of this call must be kept until all are here
-        if self._rank != 0:
-            self._mailbox.send(Frame(Subject.PLAN, self._rank, call, 0, intent.fingerprint, intent.text), (0,))
-
-        def agreed() -> bool:
-            self.poll_and_check()
-            if self._rank != 0:
-                return call in self._approved
-            return len(self._plans.get(call, ())) == self._nranks - 1
-
-        try:
-            if not wait(self._moving, agreed, deadline, self.watch()):
-                raise self._lateness(call, intent)
-        finally:
-            self._comparing = False
-            self._plans.pop(call, None)
-            self._approved.discard(call)
-        if self._rank == 0:
-            self._mailbox.send(Frame(Subject.VERDICT, 0, call, 1), self._mailbox.others())
-        self._verified.add(intent.fingerprint)
-
-    def _lateness(self, call: int, intent: Intent) -> CollectiveTimeoutError:
-        if self._rank == 0:
-            missing = sorted(set(self._mailbox.others()) - set(self._plans.get(call, ())))
-            who = f"ranks {', '.join(map(str, missing[:8]))}{', ...' if len(missing) > 8 else ''}"
-            peer = missing[0]
-        else:
-            who, peer = "rank 0", 0
-        return CollectiveTimeoutError(
-            f"waited in vain for {who} to agree on {intent.text}",
-            rank=self._rank,
-            peer=peer,
-            collective=call,
-            remedy="See whether all ranks are alive and make the same calls; HETCOMM_TIMEOUT sets the limit.",
-        )
-
-    # ---- calls that failed on all ranks
-
-    def _raise_refusal(self, frame: Frame) -> NoReturn:
-        usable = self._fail(frame.call, self._moved if frame.call == self._next - 1 else True)
-        self._last_raised = REFUSALS[frame.flag](
+    def _fail_refused(self, frame: Frame) -> None:
+        usable = self._may_survive(frame.call)
+        error = REFUSALS[frame.flag](
             f"rank {frame.source} refused this call: {frame.text}"
             + ("" if usable else " (Other ranks had begun: this communicator can only be closed.)"),
             rank=self._rank,
             peer=frame.source,
             collective=frame.call,
         )
-        raise self._last_raised
+        self._fail(frame.call, error)
 
-    def _raise_mismatch(self, call: int, text: str) -> NoReturn:
-        usable = self._fail(call, self._moved if call == self._next - 1 else True)
-        self._last_raised = PlanMismatchError(
+    def _fail_mismatched(self, call: int, text: str) -> None:
+        usable = self._may_survive(call)
+        error = PlanMismatchError(
             f"the ranks disagree on call {call}: {text}",
             rank=self._rank,
             collective=call,
             remedy="All ranks must make the same calls in the same order, with equal counts, dtypes, ops and roots."
             + ("" if usable else " Data had moved: this communicator can only be closed."),
         )
-        raise self._last_raised
+        self._fail(call, error)
 
-    def _fail(self, call: int, moved: bool) -> bool:
-        """The call failed on all ranks: report whether it moved data here, and return whether it did not."""
-        self._failed.add(call)
+    def _fail_deserted(self, ticket: Ticket, frame: Frame) -> None:
+        """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike."""
+        ticket.error = PeerFailureError(
+            f"rank {frame.source} has left the communicator before it did call {ticket.call}: it {frame.text}",
+            rank=self._rank,
+            peer=frame.source,
+            collective=ticket.call,
+            remedy="Close this communicator. All ranks must make the same calls.",
+        )
+        self.failed.append(ticket)
+
+    def _may_survive(self, call: int) -> bool:
+        ticket = self._open.get(call)
+        return ticket is not None and not ticket.begun
+
+    def _fail(self, call: int, error: HetcommError) -> None:
+        """A call failed on all ranks: its ticket gets the error; if data had moved here, the communicator is broken."""
+        moved = not self._may_survive(call)
+        ticket = self._open.pop(call, None)
+        if ticket is not None:
+            ticket.error = error
+            self.failed.append(ticket)
+        self._report(call, moved)
+        if moved and self.broken is None:
+            self.broken = f"call {call} failed when data had already moved: {error.message}"
+            self.cause = error
+
+    def _report(self, call: int, moved: bool) -> None:
+        """Say whether a call that failed on all ranks had moved data here."""
+        self._over_everywhere.add(call)
         self._plans.pop(call, None)
         self._unsettled.append(call)
         if self._rank == 0:
             self._count_report(call, 0, moved)
         else:
             self._mailbox.send(Frame(Subject.SETTLE, self._rank, call, int(moved)), (0,))
-        if moved:
-            self.broken = f"call {call} failed when data had already moved"
-        return not moved
 
     def _count_report(self, call: int, source: int, moved: bool) -> None:
         """Rank 0: answer once one rank has moved data, since it then asks no more, or once none has."""
@@ -395,29 +438,14 @@ class Agreement:
             self._settled[call] = moved
             self._mailbox.send(Frame(Subject.SETTLED, self._rank, call, int(moved)), self._mailbox.others())
 
-    def _settle(self, deadline: float) -> None:
-        """Wait until it is known whether the communicator survived the calls that failed on all ranks."""
-
-        def settled() -> bool:
-            self._poll()
-            return 0 in self._gone or all(call in self._settled for call in self._unsettled)
-
-        done = wait(self._moving, settled, deadline)
-        if not done or not all(call in self._settled for call in self._unsettled):
-            raise CollectiveTimeoutError(
-                f"some rank did not say how call {self._unsettled[0]}, which was refused, went there",
-                rank=self._rank,
-                collective=self._unsettled[0],
-                remedy="Catch the error on every rank or on none, and close this communicator.",
-            )
-        moved = [call for call in self._unsettled if self._settled.pop(call)]
-        self._unsettled.clear()
-        if moved:
+    def _settle(self) -> bool:
+        """Whether the communicator is known to have survived the calls that failed on all ranks."""
+        moved = [call for call in self._unsettled if self._settled.get(call)]
+        if moved and self.broken is None:
             self.broken = f"other ranks had begun call {moved[0]} when it was refused"
-            self._last_raised = TransportError(
-                f"this communicator is unusable: {self.broken}",
-                rank=self._rank,
-                collective=moved[0],
-                remedy="Close it and make a new one.",
-            )
-            raise self._last_raised
+        if moved or not all(call in self._settled for call in self._unsettled):
+            return False
+        for call in self._unsettled:
+            del self._settled[call]
+        self._unsettled.clear()
+        return True

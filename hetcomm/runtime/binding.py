@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hetcomm.errors import UsageError
 from hetcomm.runtime import tags
 from hetcomm.schedule.dataflow import dependencies
-from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Send, Step
+from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Send, Step, VendorCall
 from hetcomm.schedule.timeline import label
 
 __all__ = ["BoundProgram", "BoundStep"]
@@ -24,6 +24,7 @@ class BoundStep:
         end_unlocks: Steps that wait until this one is complete.
         buffer, offset, nbytes, peer, tag: Of a message; the offset is in bytes, the tag lacks the call number.
         expected: Bytes a receive must bring; -1 for anything else.
+        is_call: Whether it is a vendor's.
     """
 
     step: Step
@@ -35,6 +36,7 @@ class BoundStep:
     peer: int = -1
     tag: int = 0
     expected: int = -1
+    is_call: bool = False
 
 
 class BoundProgram:
@@ -51,6 +53,7 @@ class BoundProgram:
         waits: For each step, how many others it waits for.
         roots: Steps that wait for none, last first, so that popping from the end starts them in program order.
         scratch_nbytes: Bytes of scratch it needs.
+        vendor_calls: How many of its steps are a vendor's.
     """
 
     def __init__(self, program: Program, comm_ranks: Mapping[CommId, int], context: int, rank: int) -> None:
@@ -71,6 +74,7 @@ class BoundProgram:
             self._bind(step, tuple(at_start[index]), tuple(at_end[index]), context, rank)
             for index, step in enumerate(program.steps)
         )
+        self.vendor_calls = sum(step.is_call for step in self.steps)
 
     def label(self, index: int) -> str:
         """Step `index` as a line of text."""
@@ -80,7 +84,7 @@ class BoundProgram:
         self, step: Step, start_unlocks: tuple[int, ...], end_unlocks: tuple[int, ...], context: int, rank: int
     ) -> BoundStep:
         if not isinstance(step, (Send, Recv)):
-            return BoundStep(step, start_unlocks, end_unlocks)
+            return BoundStep(step, start_unlocks, end_unlocks, is_call=isinstance(step, VendorCall))
         if step.channel > tags.MAX_CHANNEL:
             raise UsageError(f"step {label(step)!r} uses a channel above {tags.MAX_CHANNEL}", rank=rank)
         slice_ = step.src if isinstance(step, Send) else step.dst

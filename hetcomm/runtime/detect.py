@@ -168,6 +168,7 @@ def restrict(topology: Topology, ranks: Sequence[int]) -> Topology:
                 [number for number, _ in members],
                 tuple(uplinks) or tuple(Uplink(number) for number, _ in members),
                 tuple(hosts[old] for _, old in members) if hosts else (),
+                cluster.site,
             )
         )
     return Topology(tuple(clusters))

@@ -6,6 +6,9 @@ whose counter is zero is started at once, whatever its place in the program; loc
 started, messages and vendor calls are polled. Nothing here blocks or looks at a clock: `Execution.test` is called from
 `hetcomm.runtime.waiting`, which also progresses the transport, so several executions go on side by side.
 
+Vendors want their calls in one order on all ranks, whatever finishes first: an execution starts vendor calls only when
+all executions begun before it have started theirs. Everything else in it goes on meanwhile.
+
 Keep in sync with `schedule.steps`: a new kind of step needs a case in `binding.BoundStep` and in `Execution._start`.
 
 After an error `Execution.abort` cancels and collects what was posted, so that nothing writes into a user's array any
@@ -15,7 +18,7 @@ more; memory that the transport or a vendor would not let go of is kept alive un
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +68,7 @@ class Executor:
         self.spans: list[Span] | None = None
         self._calls = 0
         self._live: set[Execution] = set()
+        self._calling: deque[Execution] = deque()  # those that have vendor calls left to start, in order
         self._scratch: list[Any] = []
         self._bound: OrderedDict[int, BoundProgram] = OrderedDict()
         self._undead: list[object] = []
@@ -90,20 +94,42 @@ class Executor:
     def run(
         self,
         bound: BoundProgram,
-        call: int,
+        number: int,
         in_memory: Memory | None,
         out_memory: Memory | None,
         factor: Number | None = None,
+        call: int | None = None,
     ) -> Execution:
         """Start a bound program; steps that can be started are started before this returns.
+
+        Args:
+            bound: The program.
+            number: Of this run in the context; equal on all ranks, and that of the messages' tags.
+            in_memory, out_memory, factor: What it works on.
+            call: The number of the call for errors, if it is another.
 
         Raises:
             HetcommError: A step could not be started; everything started before it has been aborted.
         """
-        execution = Execution(self, bound, call, in_memory, out_memory, factor)
+        execution = Execution(self, bound, number, in_memory, out_memory, factor, call)
         self._live.add(execution)
+        if bound.vendor_calls:
+            self._calling.append(execution)
         execution.test()
         return execution
+
+    @property
+    def calls_due(self) -> bool:
+        """Whether vendor calls of an execution under way have not been started yet: no later one may be."""
+        return bool(self._calling)
+
+    def may_call(self, execution: Execution) -> bool:
+        """Whether it is the turn of `execution` to start vendor calls."""
+        return self._calling[0] is execution
+
+    def has_called(self) -> None:
+        """The execution whose turn it was has started its last vendor call."""
+        self._calling.popleft()
 
     def abort(self) -> None:
         """Abort everything under way."""
@@ -132,6 +158,8 @@ class Executor:
     def forget(self, execution: Execution) -> None:
         """`execution` is over."""
         self._live.discard(execution)
+        if execution.calls_left:
+            self._calling.remove(execution)
 
     def entomb(self, *owners: object) -> None:
         """Keep alive what something may still write to."""
@@ -145,13 +173,15 @@ class Execution:
         self,
         executor: Executor,
         bound: BoundProgram,
-        call: int,
+        number: int,
         in_memory: Memory | None,
         out_memory: Memory | None,
         factor: Number | None,
+        call: int | None,
     ) -> None:
         self.bound = bound
-        self.call = call
+        self.call = number if call is None else call
+        self.calls_left = bound.vendor_calls
         self._executor = executor
         self._factor = factor
         self._scratch = executor.borrow(bound.scratch_nbytes) if bound.scratch_nbytes else None
@@ -162,26 +192,35 @@ class Execution:
         self._waiting = list(bound.waits)
         self._ready = list(bound.roots)
         self._active: list[tuple[int, Any]] = []
+        self._held: list[int] = []  # vendor calls that are ready, but whose turn has not come
         self._left = len(bound.steps)
         self._over = False
-        self._tag = (call & 0xFFFF) << 8
+        self._error: BaseException | None = None
+        self._tag = (number & 0xFFFF) << 8
         self._starts: dict[int, float] = {}
 
     def test(self) -> bool:
         """Start what can be started and collect what has completed; whether all is done.
 
         Raises:
-            HetcommError: A step failed; the rest has been aborted, and nothing touches the memory any more.
+            HetcommError: A step failed; the rest has been aborted, and nothing touches the memory any more. It is
+                raised again by every further call.
         """
         if self._over:
+            if self._error is not None:
+                raise self._error
             return True
         try:
+            if self._held and self._executor.may_call(self):
+                self._ready.extend(self._held)
+                self._held.clear()
             while True:
                 if self._ready:
                     self._start_ready()
                 if not self._poll() or not self._ready:
                     break
-        except BaseException:
+        except BaseException as error:
+            self._error = error
             self.abort()
             raise
         if self._left:
@@ -226,6 +265,7 @@ class Execution:
     def waiting_for(self) -> str:
         """The steps under way, as text for errors."""
         active = [self.bound.label(index) for index, _ in self._active]
+        active += [f"{self.bound.label(index)} (which comes after those of earlier calls)" for index in self._held]
         shown = "; ".join(active[:4]) or "nothing"
         return f"{shown}; and {len(active) - 4} more" if len(active) > 4 else shown
 
@@ -245,6 +285,8 @@ class Execution:
         ready, steps, spans = self._ready, self.bound.steps, self._executor.spans
         while ready:
             index = ready.pop()
+            if steps[index].is_call and not self._take_turn(index):
+                continue
             if spans is not None:
                 self._starts[index] = time.perf_counter()
             operation = self._start(steps[index])
@@ -254,6 +296,16 @@ class Execution:
                 self._finish(index, None)
             else:
                 self._active.append((index, operation))
+
+    def _take_turn(self, index: int) -> bool:
+        """Whether a vendor call may be started now; if not, it is put aside."""
+        if not self._executor.may_call(self):
+            self._held.append(index)
+            return False
+        self.calls_left -= 1
+        if not self.calls_left:
+            self._executor.has_called()
+        return True
 
     def _unlock(self, index: int) -> None:
         self._waiting[index] -= 1
@@ -275,7 +327,7 @@ class Execution:
         for later in bound.end_unlocks:
             self._unlock(later)
         spans = self._executor.spans
-        if spans is not None:
+        if spans is not None and index in self._starts:  # not one that began before the recording
             now = time.perf_counter()
             spans.append(Span(self._executor.rank, index, self.bound.label(index), self._starts[index], now))
 

@@ -34,7 +34,7 @@ class Job:
         group: All ranks.
         topology: Of all ranks.
         contexts: See `hetcomm.runtime.tags`.
-        pump: Keeps the transport and all vendors' communicators moving.
+        pump: Keeps the transport, calls in the background and all vendors' communicators moving.
     """
 
     config: Config

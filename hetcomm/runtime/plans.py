@@ -12,7 +12,7 @@ from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.executor import Executor
 from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Buffer, CommId, Program, Slice, VendorCall
+from hetcomm.schedule.steps import Buffer, CommId, Copy, Fill, Program, Recv, Reduce, Send, Slice, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.model import Topology
@@ -22,6 +22,7 @@ from hetcomm.vendors.base import Vendor, VendorCommunicator
 __all__ = ["Plan", "Plans"]
 
 _KEPT = 1024
+_SHOWN = 16  # counts that a text names
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Plan:
         direct: The communicator to call without the executor, if the program is nothing but one vendor call.
         intent: What the ranks compare.
         sent: Bytes this rank sends to other clusters.
+        weight: Numbers of runs it takes: its own, or where it has more, those of its vendor calls.
     """
 
     collective: Collective
@@ -43,6 +45,7 @@ class Plan:
     direct: VendorCommunicator | None
     intent: Intent
     sent: int
+    weight: int
 
 
 class Plans:
@@ -77,13 +80,17 @@ class Plans:
         for step in program.steps:
             if isinstance(step, VendorCall):
                 self._check(step, memory)
+        if memory is not MemoryKind.HOST:
+            self._check_device(program, memory)
+        bound = self._executor.bind(program)
         return Plan(
             collective,
             program,
-            self._executor.bind(program),
+            bound,
             self._direct(program),
-            self._intent(name, collective, program),
+            self.intent(name, collective, program.algorithm),
             traffic((program,), self._topology).total,
+            max(1, bound.vendor_calls),
         )
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
@@ -102,6 +109,22 @@ class Plans:
                 rank=self._rank,
             )
 
+    def _check_device(self, program: Program, memory: MemoryKind) -> None:
+        """Refuse a program that does on the host what arrays on a device do not allow."""
+        if any(isinstance(step, (Copy, Fill, Reduce)) for step in program.steps) or program.scratch_count:
+            raise UsageError(
+                f"the arrays are in {memory.value} memory, but {program.algorithm!r} works on the host too",
+                remedy="Pass host arrays.",
+                rank=self._rank,
+            )
+        sends = any(isinstance(step, (Send, Recv)) for step in program.steps)
+        if sends and not self._executor.transport.supports(memory):
+            raise UsageError(
+                f"the arrays are in {memory.value} memory, which the UCX in use cannot reach",
+                remedy="Pass host arrays, or use a UCX built for that device; 'hetcomm doctor' shows which is in use.",
+                rank=self._rank,
+            )
+
     def _direct(self, program: Program) -> VendorCommunicator | None:
         """The communicator whose call is the whole program, with the whole buffers."""
         if len(program.steps) != 1 or not isinstance(program.steps[0], VendorCall):
@@ -117,17 +140,27 @@ class Plans:
             )
         return self._executor.communicators[step.comm] if whole else None
 
-    def _intent(self, name: str, collective: Collective, program: Program) -> Intent:
-        agreed = collective.with_in_place(False)
+    def intent(self, name: str, collective: Collective, algorithm: str) -> Intent:
+        """What the ranks compare of a call."""
+        agreed = collective.agreed()
         topology = self._topology.fingerprint()
-        said = repr((name, agreed, program.algorithm, topology))
-        op = f" {agreed.op.value}" if agreed.op is not None else ""
-        root = f" root {agreed.root}" if agreed.root is not None else ""
-        text = (
-            f"{name}{op} {agreed.count} x {agreed.dtype.value}{root} "
-            f"(algorithm {program.algorithm or 'unnamed'}, topology {topology[:8]})"
-        )
+        said = repr((name, agreed, algorithm, topology))
+        text = f"{name}{_described(agreed)} (algorithm {algorithm or 'unnamed'}, topology {topology[:8]})"
         return Intent(hashlib.blake2b(said.encode(), digest_size=16).digest(), text)
+
+
+def _described(collective: Collective) -> str:
+    """The arguments of a collective that all ranks give alike, as text."""
+    op = f" {collective.op.value}" if collective.op is not None else ""
+    root = f" root {collective.root}" if collective.root is not None else ""
+    counts = ""
+    if collective.counts is not None:
+        shown = ", ".join(map(str, collective.counts[:_SHOWN]))
+        if len(collective.counts) > _SHOWN:
+            digest = hashlib.blake2b(repr(collective.counts).encode(), digest_size=4).hexdigest()
+            shown += f", ... in all {len(collective.counts)}, digest {digest}"
+        counts = f" counts ({shown})"
+    return f"{op} {collective.count} x {collective.dtype.value}{counts}{root}"
 
 
 def _whole(buffer: Buffer, count: int) -> Slice | None:

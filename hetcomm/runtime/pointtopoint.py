@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -13,10 +12,9 @@ from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureErro
 from hetcomm.runtime import tags
 from hetcomm.runtime.buffers import carried
 from hetcomm.runtime.buffers import memory as memory_of
-from hetcomm.runtime.executor import collect
-from hetcomm.runtime.waiting import Pump, wait
+from hetcomm.runtime.work import Message
 from hetcomm.topology.model import Topology
-from hetcomm.transport.base import Transport
+from hetcomm.transport.base import Request, Transport
 from hetcomm.types import Memory, MemoryKind
 
 __all__ = ["PointToPoint"]
@@ -29,12 +27,12 @@ class PointToPoint:
 
     Attributes:
         sent_between_clusters: Bytes this rank has sent to ranks of other clusters.
+        transport: Carries them.
     """
 
     def __init__(
         self,
         transport: Transport,
-        pump: Pump,
         peers: Sequence[int],
         rank: int,
         context: int,
@@ -42,8 +40,7 @@ class PointToPoint:
         topology: Topology,
     ) -> None:
         self.sent_between_clusters = 0
-        self._transport = transport
-        self._pump = pump
+        self.transport = transport
         self._peers = tuple(peers)
         self._rank, self._nranks = rank, len(self._peers)
         self._timeout = timeout
@@ -84,57 +81,60 @@ class PointToPoint:
             self._refuse_length(got, array.nbytes, peer)
         return True
 
-    def prepare(self, array: Any, peer: Any, tag: Any, *, is_send: bool) -> Memory:
-        """Check everything and return the array's memory.
+    def prepare(
+        self, array: Any, peer: Any, tag: Any, *, is_send: bool, names: tuple[str, str], alone: bool
+    ) -> Message:
+        """Check everything.
+
+        Args:
+            array, peer, tag, is_send: The message.
+            names: Those of the arguments that are the array and the peer.
+            alone: Whether the caller blocks in this message alone, so that it cannot be one to this rank itself.
 
         Raises:
             UsageError: An argument cannot be used.
             TransportError: The transport does not reach that memory.
         """
-        rank = self._rank
-        self._check_number("peer", peer, self._nranks - 1, rank)
+        rank, (name, who) = self._rank, names
+        self._check_number(who, peer, self._nranks - 1, rank)
         self._check_number("tag", tag, tags.MAX_USER_TAG, rank)
-        if int(peer) == rank:
+        if alone and int(peer) == rank:
             raise UsageError(
-                f"argument 'peer' is {peer}, this rank itself, which would wait for its own message",
-                remedy="Copy the array instead.",
+                f"argument {who!r} is {peer}, this rank itself, which would wait for its own message",
+                remedy="Copy the array, or use send_recv, async_op=True or a group.",
                 rank=rank,
             )
-        name = "array" if is_send else "out_array"
         found = memory_of(array, argument=name, rank=rank, writable=not is_send)
-        if not self._transport.supports(found.kind):
+        if not self.transport.supports(found.kind):
             raise TransportError(
                 f"argument {name!r} is in {found.kind.value} memory, which the UCX in use cannot reach",
                 remedy="Install a UCX built for that device (pip install libucx-cu12), and import hetcomm before "
                 "mpi4py; or pass a host array. 'hetcomm doctor' shows which UCX is in use.",
                 rank=rank,
             )
-        return found
+        return Message(found, int(peer), int(tag), is_send)
 
-    def transfer(self, memory: Memory, peer: int, tag: int, seconds: float, *, is_send: bool) -> None:
-        """Send or receive; errors are the transport's own, see `explain`."""
-        peer, tag = int(peer), int(tag)
+    def post(self, message: Message) -> Request:
+        """Start a message; errors are the transport's own, see `explain`."""
+        memory, peer = message.memory, message.peer
         if memory.kind is not MemoryKind.HOST:
             _synchronize(memory)
-        if is_send:
-            request = self._transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | tag)
-        else:
-            request = self._transport.recv(
-                memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | tag
-            )
-        try:
-            done = wait(self._pump, request.test, time.monotonic() + seconds)
-        except BaseException:
-            collect(self._transport, (request,))
-            raise
-        if not done:
-            collect(self._transport, (request,))
-            what = "be taken" if is_send else "arrive"
-            raise CollectiveTimeoutError(f"the message did not {what} within {seconds:g} s")
-        if is_send:
-            self.sent_between_clusters += memory.nbytes if self._foreign[peer] else 0
-        elif request.nbytes != memory.nbytes:
-            self._refuse_length(request.nbytes, memory.nbytes, peer)
+        if message.is_send:
+            return self.transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | message.tag)
+        return self.transport.recv(
+            memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | message.tag
+        )
+
+    def account(self, message: Message, request: Request) -> None:
+        """A message has gone or come.
+
+        Raises:
+            TransportError: It has not the length it should have.
+        """
+        if message.is_send:
+            self.sent_between_clusters += message.memory.nbytes if self._foreign[message.peer] else 0
+        elif request.nbytes != message.memory.nbytes:
+            self._refuse_length(request.nbytes, message.memory.nbytes, message.peer)
 
     def explain(self, error: HetcommError, peer: int) -> HetcommError:
         """The transport's error in terms of this communicator's ranks."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from hetcomm.transport.base import Transport
-from hetcomm.vendors.base import VendorCommunicator
 
-__all__ = ["Progress", "Pump", "wait"]
+__all__ = ["Mover", "Progress", "Pump", "wait"]
 
 _SPINS: Final = 20  # turns before the first look at the clock: some tens of microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
@@ -35,30 +34,66 @@ class Progress(Protocol):
         ...
 
 
+class Mover(Protocol):
+    """What goes on in the background of a communicator; nothing of it raises but an interruption of the process."""
+
+    def advance(self) -> None:
+        """Move the calls that nobody waits for."""
+        ...
+
+    def progress_vendors(self) -> None:
+        """Move the vendors' communicators."""
+        ...
+
+
 class Pump:
-    """All that a process of a job must keep moving whatever it waits for: its transport, and now and then its vendors.
+    """All that a process of a job must keep moving whatever it waits for: its transport, the calls in the background of
+    all its communicators, and now and then its vendors.
 
     A vendor's library may hold back what another rank still needs though its own call is complete here, and would
     move it at its next call only: a rank that waits for something else would stop the others.
+
+    Attributes:
+        active: The communicators with calls in the background.
     """
 
     def __init__(self, transport: Transport) -> None:
+        self.active: list[Mover] = []
         self._transport = transport
-        self._vendors: tuple[VendorCommunicator, ...] = ()
+        self._movers: tuple[Mover, ...] = ()
         self._idle_turns = 0
+        self._advancing = False
 
-    def add(self, communicators: Iterable[VendorCommunicator]) -> None:
-        """Keep these moving from now on."""
-        self._vendors += tuple(communicators)
+    def add(self, mover: Mover) -> None:
+        """Keep the vendors of a communicator moving from now on."""
+        self._movers += (mover,)
 
-    def remove(self, communicators: Iterable[VendorCommunicator]) -> None:
-        """These are aborted or closed."""
-        gone = set(map(id, communicators))
-        self._vendors = tuple(kept for kept in self._vendors if id(kept) not in gone)
+    def remove(self, mover: Mover) -> None:
+        """It is aborted or closed."""
+        self._movers = tuple(kept for kept in self._movers if kept is not mover)
+        self.rest(mover)
+
+    def rouse(self, mover: Mover) -> None:
+        """It has calls in the background."""
+        if mover not in self.active:
+            self.active.append(mover)
+
+    def rest(self, mover: Mover) -> None:
+        """It has none any more."""
+        if mover in self.active:
+            self.active.remove(mover)
 
     def progress(self) -> bool:
-        """Move messages, and in every so many idle turns the vendors; whether a message moved."""
-        if self._transport.progress():
+        """Move messages and calls, and in every so many idle turns the vendors; whether a message moved."""
+        moved = self._transport.progress()
+        if self.active and not self._advancing:
+            self._advancing = True  # a call that fails may wait for word from the others, which comes back here
+            try:
+                for mover in tuple(self.active):
+                    mover.advance()
+            finally:
+                self._advancing = False
+        if moved:
             return True
         self._idle_turns += 1
         if self._idle_turns % _VENDOR_TURNS == 0:
@@ -67,15 +102,15 @@ class Pump:
 
     def progress_vendors(self) -> None:
         """Move the vendors only."""
-        for communicator in self._vendors:
-            communicator.progress()
+        for mover in self._movers:
+            mover.progress_vendors()
 
 
 def wait(
     moving: Progress,
     test: Callable[[], bool],
     deadline: float,
-    idle: Callable[[float, float], None] | None = None,
+    idle: Callable[[float], None] | None = None,
 ) -> bool:
     """Progress `moving` until `test()` is true.
 
@@ -83,8 +118,7 @@ def wait(
         moving: What is progressed, a `Pump` or a transport.
         test: What is waited for; it polls and raises what goes wrong.
         deadline: On the clock of `time.monotonic`.
-        idle: Called now and then with the time and the seconds waited so far, after the first spin; what it raises
-            ends the wait.
+        idle: Called now and then with the time, after the first spin; what it raises ends the wait.
 
     Returns:
         False if the deadline passed first.
@@ -106,7 +140,7 @@ def wait(
             continue
         now = time.monotonic()
         if idle is not None:
-            idle(now, now - begun)
+            idle(now)
         if now >= deadline:
             return test()
         if now - begun < _YIELDING or moved:

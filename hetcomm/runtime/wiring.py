@@ -57,13 +57,11 @@ class Parts:
     def abort(self) -> None:
         """Stop everything under way, for good."""
         self.abort_executions()
-        self.job.pump.remove(self.communicators.values())
         for communicator in self.communicators.values():
             communicator.abort()
 
     def close(self) -> None:
         """Release what belongs to this communicator alone; collective unless aborted."""
-        self.job.pump.remove(self.communicators.values())
         for communicator in self.communicators.values():
             communicator.close()
         self.mailbox.close(1.0)
@@ -108,7 +106,6 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.abort()
             communicator.close()
         raise
-    job.pump.add(communicators.values())
     mailbox = Mailbox(job.transport, peers, group.rank, context)
     return Parts(
         job,

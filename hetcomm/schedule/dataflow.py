@@ -5,7 +5,8 @@ The rules of this file:
 * `accesses` is the one table of what each kind of step touches; no other file derives it again.
 * Two steps of a program are ordered where one writes what the other reads or writes. The later one then waits until
   the earlier one is *complete*.
-* Sends to one peer on one channel are started in program order, so are receives, and so are all vendor calls of
+* Sends on one channel are started in program order, whoever they go to; this is how a planner keeps what comes early
+  in a long program ahead of what comes late. Receives from one peer on one channel are, and so are all vendor calls of
   a program, on whatever communicators (NCCL deadlocks otherwise). The later one then only waits until the earlier
   one is *started*.
 * The k-th send of a (sender, receiver, channel) belongs to the k-th receive of it, and the k-th call on
@@ -43,6 +44,7 @@ StepId = tuple[int, int]
 """(rank, index of the step in its program)."""
 
 _Slices = tuple[Slice, ...]
+_NOTHING: tuple[_Slices, _Slices] = ((), ())
 _UNBOUNDED = 1 << 128  # no sum of counts comes near it
 
 
@@ -59,28 +61,20 @@ def accesses(step: Step, comm_rank: int | None = None) -> tuple[_Slices, _Slices
     it the one buffer counts as both read and written, which is safe but orders more. After a reduce_scatter in place
     all of the buffer counts as written: what lies outside the output is undefined.
     """
-    reads, writes = _touched(step, comm_rank)
-    for touched in (*reads, *writes):
-        if not touched.count:
-            return tuple(s for s in reads if s.count), tuple(s for s in writes if s.count)
-    return reads, writes
-
-
-def _touched(step: Step, comm_rank: int | None) -> tuple[_Slices, _Slices]:
     match step:
-        case Send():
-            return (step.src,), ()
-        case Recv() | Fill():
-            return (), (step.dst,)
-        case Copy():
-            return (step.src,), (step.dst,)
-        case Reduce():
-            return (step.dst, step.src), (step.dst,)
-        case VendorCall():
-            if step.collective.in_place and step.dst is not None:
-                return _in_place(step, step.dst, comm_rank)
-            reads = (step.src,) if step.src is not None else ()
-            return reads, (step.dst,) if step.dst is not None else ()
+        case Send(src=src):
+            return ((src,), ()) if src.count else _NOTHING
+        case Recv(dst=dst) | Fill(dst=dst):
+            return ((), (dst,)) if dst.count else _NOTHING
+        case Copy(src=src, dst=dst):
+            return ((src,), (dst,)) if dst.count else _NOTHING
+        case Reduce(src=src, dst=dst):
+            return ((dst, src), (dst,)) if dst.count else _NOTHING
+        case VendorCall(src=given, dst=target, collective=collective):
+            if collective.in_place and target is not None and target.count:
+                return _in_place(step, target, comm_rank)
+            reads = (given,) if given is not None and given.count else ()
+            return reads, (target,) if target is not None and target.count else ()
 
 
 def _in_place(step: VendorCall, buffer: Slice, comm_rank: int | None) -> tuple[_Slices, _Slices]:
@@ -89,14 +83,14 @@ def _in_place(step: VendorCall, buffer: Slice, comm_rank: int | None) -> tuple[_
         return both
     at_root = comm_rank == collective.root
     match collective.kind:
-        case CollectiveKind.ALL_REDUCE | CollectiveKind.REDUCE_SCATTER:
-            return both
         case CollectiveKind.ALL_GATHER:
             return (buffer.part(collective.in_offset(comm_rank), collective.count),), (buffer,)
         case CollectiveKind.REDUCE:
             return both if at_root else ((buffer,), ())
         case CollectiveKind.BROADCAST:
             return ((buffer,), ()) if at_root else ((), (buffer,))
+        case _:
+            return both
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +105,8 @@ class Order:
     complete: tuple[int, ...] = ()
     started: tuple[int, ...] = ()
 
+
+_FREE = Order()
 
 # For each run of a buffer: the step that wrote it last (-1: none) and the steps that have read it since.
 _History = tuple[int, tuple[int, ...]]
@@ -137,14 +133,15 @@ def dependencies(program: Program, comm_ranks: Mapping[CommId, int] | None = Non
         if len(waits) > 1:
             for wait in sorted(waits, reverse=True):
                 waits.difference_update(orders[wait].complete)
-        started: tuple[int, ...] = ()
         queue = _issue_queue(step)
+        before = None
         if queue is not None:
             before = latest.get(queue)
-            if before is not None and before not in waits:
-                started = (before,)
             latest[queue] = index
-        orders.append(Order(tuple(sorted(waits)), started))
+        if before is not None and before not in waits:
+            orders.append(Order(tuple(sorted(waits)), (before,)))
+        else:
+            orders.append(Order(tuple(sorted(waits))) if waits else _FREE)
     return tuple(orders)
 
 
@@ -154,22 +151,19 @@ def _data_waits(
     """The steps whose accesses conflict with those of step `index`, which are then recorded."""
     reads, writes = touched
     waits: set[int] = set()
-    for read in reads:
-        for _, _, (writer, _) in histories[read.buffer].runs(read.offset, read.stop):
-            waits.add(writer)
     for write in writes:
-        for _, _, (writer, readers) in histories[write.buffer].runs(write.offset, write.stop):
+        for writer, readers in histories[write.buffer].runs(write.offset, write.stop)[1]:
             # The readers have waited for the writer already.
             if readers:
                 waits.update(readers)
             else:
                 waits.add(writer)
     for read in reads:
-        if read in writes:
-            continue
         history = histories[read.buffer]
-        runs = history.runs(read.offset, read.stop)
-        history.paste([(start, stop, (writer, (*readers, index))) for start, stop, (writer, readers) in runs])
+        bounds, found = history.runs(read.offset, read.stop)
+        waits.update([writer for writer, _ in found])
+        if read not in writes:
+            history.paste((bounds, [(writer, (*readers, index)) for writer, readers in found]))
     for write in writes:
         histories[write.buffer].assign(write.offset, write.stop, (index, ()))
     return waits
@@ -179,8 +173,10 @@ def _issue_queue(step: Step) -> object | None:
     """Steps with equal queues are started in program order."""
     if isinstance(step, VendorCall):
         return VendorCall
-    if isinstance(step, (Send, Recv)):
-        return type(step), step.peer, step.channel
+    if isinstance(step, Send):
+        return Send, step.channel
+    if isinstance(step, Recv):
+        return Recv, step.peer, step.channel
     return None
 
 
@@ -190,24 +186,27 @@ def match(schedule: Schedule) -> dict[StepId, StepId]:
     Raises:
         ScheduleError: A send or receive has no partner, or theirs differ in count; names the step.
     """
-    queues: dict[tuple[int, int, int], tuple[list[StepId], list[StepId]]] = defaultdict(lambda: ([], []))
+    sends: dict[tuple[int, int, int], list[StepId]] = defaultdict(list)
+    recvs: dict[tuple[int, int, int], list[StepId]] = defaultdict(list)
     for program in schedule.programs:
+        rank = program.rank
         for index, step in enumerate(program.steps):
             if isinstance(step, Send):
-                queues[program.rank, step.peer, step.channel][0].append((program.rank, index))
+                sends[rank, step.peer, step.channel].append((rank, index))
             elif isinstance(step, Recv):
-                queues[step.peer, program.rank, step.channel][1].append((program.rank, index))
+                recvs[step.peer, rank, step.channel].append((rank, index))
     partners: dict[StepId, StepId] = {}
-    for (sender, receiver, channel), (sends, recvs) in queues.items():
-        if len(sends) != len(recvs):
-            rank, index = max(sends, recvs, key=len)[min(len(sends), len(recvs))]
+    for queue in dict.fromkeys((*sends, *recvs)):
+        sent, received = sends[queue], recvs[queue]
+        if len(sent) != len(received):
+            rank, index = max(sent, received, key=len)[min(len(sent), len(received))]
             raise step_error(
                 schedule.programs[rank],
                 index,
-                f"has no partner: rank {sender} sends {len(sends)} times to rank {receiver} on channel {channel}, "
-                f"which receives {len(recvs)} times",
+                f"has no partner: rank {queue[0]} sends {len(sent)} times to rank {queue[1]} on channel {queue[2]}, "
+                f"which receives {len(received)} times",
             )
-        for send, recv in zip(sends, recvs, strict=True):
+        for send, recv in zip(sent, received, strict=True):
             _check_counts(schedule, send, recv)
             partners[send] = recv
             partners[recv] = send
@@ -236,26 +235,31 @@ def vendor_groups(schedule: Schedule) -> dict[tuple[CommId, int], tuple[StepId, 
     calls: dict[CommId, dict[int, list[int]]] = {comm: {} for comm in schedule.communicators}
     members_of = {comm: frozenset(members) for comm, members in schedule.communicators.items()}
     for program in schedule.programs:
+        mine: dict[CommId, list[int]] = {}
         for index, step in enumerate(program.steps):
-            if isinstance(step, VendorCall):
+            if not isinstance(step, VendorCall):
+                continue
+            indices = mine.get(step.comm)
+            if indices is None:
                 if step.comm not in calls:
                     raise step_error(program, index, f"names {step.comm}, which the schedule does not list")
                 if program.rank not in members_of[step.comm]:
                     raise step_error(program, index, f"calls {step.comm}, of which the rank is no member")
-                calls[step.comm].setdefault(program.rank, []).append(index)
+                indices = mine[step.comm] = calls[step.comm][program.rank] = []
+            indices.append(index)
     groups: dict[tuple[CommId, int], tuple[StepId, ...]] = {}
     for comm, by_rank in calls.items():
-        if not by_rank:
+        members = schedule.communicators[comm]
+        most = max(by_rank, key=lambda rank: len(by_rank[rank]), default=None)
+        if most is None:
             continue
-        most = max(by_rank, key=lambda rank: len(by_rank[rank]))
-        for number, index in enumerate(by_rank[most]):
-            members = schedule.communicators[comm]
-            for rank in members:
-                calls_made = len(by_rank.get(rank, ()))
-                if calls_made <= number:
-                    text = f"is call {number} on {comm}, on which rank {rank} makes only {calls_made}"
-                    raise step_error(schedule.programs[most], index, text)
-            group = tuple((rank, by_rank[rank][number]) for rank in members)
+        for rank in members:
+            made = len(by_rank.get(rank, ()))
+            if made < len(by_rank[most]):
+                text = f"is call {made} on {comm}, on which rank {rank} makes only {made}"
+                raise step_error(schedule.programs[most], by_rank[most][made], text)
+        for number, indices_of in enumerate(zip(*(by_rank[rank] for rank in members), strict=True)):
+            group = tuple(zip(members, indices_of, strict=True))
             _check_agreement(schedule, group)
             groups[comm, number] = group
     return groups
@@ -265,13 +269,19 @@ def _check_agreement(schedule: Schedule, group: tuple[StepId, ...]) -> None:
     """Raises `ScheduleError` unless the members of a vendor call agree on its collective."""
     (rank, index), *others = group
     first = schedule.programs[rank].steps[index]
+    agreed = _agreed(first)
     for other_rank, other_index in others:
-        other = schedule.programs[other_rank].steps[other_index]
-        if isinstance(first, VendorCall) and isinstance(other, VendorCall) and first.collective != other.collective:
-            if first.collective.with_in_place(False) == other.collective.with_in_place(False):
-                continue
+        if _agreed(schedule.programs[other_rank].steps[other_index]) != agreed:
             raise step_error(
                 schedule.programs[other_rank],
                 other_index,
                 f"meets another collective of rank {rank}: step {index} ({label(first)})",
             )
+
+
+def _agreed(step: Step) -> object:
+    """What the members of a vendor call must agree on, as `Collective.agreed`, to be compared only."""
+    if not isinstance(step, VendorCall):
+        return None
+    what = step.collective
+    return what.kind, what.nranks, what.count, what.dtype, what.op, what.root, what.counts

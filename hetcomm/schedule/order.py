@@ -11,12 +11,13 @@ Pessimistic about what a library may do, so that what passes here cannot hang:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 from hetcomm.errors import ScheduleError
 from hetcomm.schedule.dataflow import StepId, dependencies, match, vendor_groups
-from hetcomm.schedule.steps import CommId, Schedule, Send, VendorCall
+from hetcomm.schedule.steps import CommId, Recv, Schedule, Send, VendorCall
 from hetcomm.schedule.timeline import label
 
 __all__ = ["Completion", "Progress", "completion_order"]
@@ -70,14 +71,12 @@ class _Replay:
         calls: Mapping[tuple[CommId, int], tuple[StepId, ...]],
     ) -> None:
         self.schedule = schedule
-        self.base = [0]
-        for program in schedule.programs:
-            self.base.append(self.base[-1] + len(program.steps))
+        self.base = [0, *accumulate(len(program.steps) for program in schedule.programs)]
         total = self.base[-1]
-        self.ids = [(p.rank, index) for p in schedule.programs for index in range(len(p.steps))]
         self.unmet = [0] * total
-        self.on_start: list[list[int]] = [[] for _ in range(total)]
-        self.on_complete: list[list[int]] = [[] for _ in range(total)]
+        # Who waits for the start and for the end of a step; most steps have nobody.
+        self.on_start: dict[int, list[int]] = {}
+        self.on_complete: dict[int, list[int]] = {}
         self.groups: list[Completion] = []
         self.group_of = [-1] * total  # index into groups
         for call, group in calls.items():
@@ -87,66 +86,78 @@ class _Replay:
                 here = (program.rank, index)
                 if isinstance(step, Send):
                     self._join(Completion((here, partners[here])))
-                elif here not in partners and not isinstance(step, VendorCall):
+                elif not isinstance(step, (Recv, VendorCall)):
                     self._join(Completion((here,)))
             self._add_dependencies(program.rank)
 
     def _join(self, completion: Completion) -> None:
+        number = len(self.groups)
         for rank, index in completion.steps:
-            self.group_of[self.base[rank] + index] = len(self.groups)
+            self.group_of[self.base[rank] + index] = number
         self.groups.append(completion)
 
     def _add_dependencies(self, rank: int) -> None:
         program, base = self.schedule.programs[rank], self.base[rank]
         for index, order in enumerate(dependencies(program)):
-            self.unmet[base + index] = len(order.complete) + len(order.started)
+            here = base + index
+            self.unmet[here] = len(order.complete) + len(order.started)
             for before in order.complete:
-                self.on_complete[base + before].append(base + index)
-            serial = isinstance(program.steps[index], VendorCall)
-            for before in order.started:
-                (self.on_complete if serial else self.on_start)[base + before].append(base + index)
+                self.on_complete.setdefault(base + before, []).append(here)
+            if order.started:
+                serial = isinstance(program.steps[index], VendorCall)
+                waited = self.on_complete if serial else self.on_start
+                for before in order.started:
+                    waited.setdefault(base + before, []).append(here)
 
     def run(self) -> Progress:
-        total = len(self.ids)
-        unmet, on_start, on_complete, base = self.unmet, self.on_start, self.on_complete, self.base
-        depth = [(0, 0)] * total  # of the chains that end where each step starts: (steps, rounds)
-        missing = [len(group.steps) for group in self.groups]  # members not started yet
+        """Start and complete whatever can be; raises `ScheduleError` if something never can."""
+        unmet, base, groups, group_of = self.unmet, self.base, self.groups, self.group_of
+        # Of the longest chains that end where each step starts: steps, and rounds.
+        lengths, rounds = [0] * len(unmet), [0] * len(unmet)
+        missing = [len(group.steps) for group in groups]  # members not started yet
         done: list[Completion] = []
         longest = most_rounds = 0
-        ready = deque(number for number in range(total) if not unmet[number])
-        while ready:
-            number = ready.popleft()
-            for after in on_start[number]:
-                depth[after] = _deeper(depth[after], depth[number])
+        ready = deque(number for number, waits in enumerate(unmet) if not waits)
+
+        def release(waiting: Sequence[int], length: int, nrounds: int) -> None:
+            for after in waiting:
+                lengths[after] = max(lengths[after], length)
+                rounds[after] = max(rounds[after], nrounds)
                 unmet[after] -= 1
                 if not unmet[after]:
                     ready.append(after)
-            group = self.group_of[number]
+
+        while ready:
+            number = ready.popleft()
+            if number in self.on_start:
+                release(self.on_start[number], lengths[number], rounds[number])
+            group = group_of[number]
             missing[group] -= 1
             if missing[group]:
                 continue
-            completion = self.groups[group]
-            steps = completion.steps
+            completion = groups[group]
             done.append(completion)
-            members = [base[rank] + index for rank, index in steps]
-            communicates = len(steps) > 1 or completion.call is not None
-            length = 1 + max(depth[member][0] for member in members)
-            rounds = communicates + max(depth[member][1] for member in members)
-            longest, most_rounds = max(longest, length), max(most_rounds, rounds)
+            members = [base[rank] + index for rank, index in completion.steps]
+            communicates = len(members) > 1 or completion.call is not None
+            length = 1 + max([lengths[member] for member in members])
+            nrounds = communicates + max([rounds[member] for member in members])
+            longest, most_rounds = max(longest, length), max(most_rounds, nrounds)
             for member in members:
-                for after in on_complete[member]:
-                    depth[after] = _deeper(depth[after], (length, rounds))
-                    unmet[after] -= 1
-                    if not unmet[after]:
-                        ready.append(after)
-        if sum(len(completion.steps) for completion in done) < total:
+                if member in self.on_complete:
+                    release(self.on_complete[member], length, nrounds)
+        if len(done) < len(groups):
             raise self._deadlock(done)
         return Progress(tuple(done), longest, most_rounds)
 
     def _deadlock(self, done: list[Completion]) -> ScheduleError:
         """The error that lists a cycle of waiting steps."""
         complete = {step for completion in done for step in completion.steps}
-        here = next(step for step in self.ids if step not in complete)
+        here = next(
+            step
+            for program in self.schedule.programs
+            for step in zip(repeat(program.rank), range(len(program.steps)))
+            if step not in complete
+        )
         path: list[StepId] = []
         while here not in path:
             path.append(here)
@@ -164,11 +175,10 @@ class _Replay:
         base = self.base[rank]
         if self.unmet[base + index]:
             for before in range(index):
-                edges = self.on_complete[base + before]
-                if base + index in edges and (rank, before) not in complete:
+                if base + index in self.on_complete.get(base + before, ()) and (rank, before) not in complete:
                     return rank, before
             for before in range(index):
-                if base + index in self.on_start[base + before] and self.unmet[base + before]:
+                if base + index in self.on_start.get(base + before, ()) and self.unmet[base + before]:
                     return rank, before
         for other_rank, other_index in self.groups[self.group_of[base + index]].steps:
             if self.unmet[self.base[other_rank] + other_index]:
@@ -177,7 +187,3 @@ class _Replay:
 
     def _label(self, rank: int, index: int) -> str:
         return label(self.schedule.programs[rank].steps[index])
-
-
-def _deeper(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    return max(one[0], other[0]), max(one[1], other[1])

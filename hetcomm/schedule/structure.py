@@ -2,91 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hetcomm.errors import ScheduleError
+from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.dataflow import accesses, step_error
-from hetcomm.schedule.steps import Buffer, Program, Recv, Reduce, Schedule, Send, Slice, Step, VendorCall
+from hetcomm.schedule.places import buffer_counts, input_places, output_places, overlap
+from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Reduce, Schedule, Send, Slice, Step, VendorCall
 from hetcomm.types import ReduceKind
 
-__all__ = ["buffer_counts", "check_structure"]
+__all__ = ["VENDOR_KINDS", "check_structure"]
+
+VENDOR_KINDS = frozenset(
+    {
+        CollectiveKind.ALL_REDUCE,
+        CollectiveKind.REDUCE,
+        CollectiveKind.BROADCAST,
+        CollectiveKind.ALL_GATHER,
+        CollectiveKind.REDUCE_SCATTER,
+    }
+)
+"""What a vendor call may be; the other kinds, and the vector forms, move as messages."""
 
 _COMPOSED = (ReduceKind.AVG, ReduceKind.PREMUL_SUM)
-
-
-def buffer_counts(program: Program) -> dict[Buffer, int]:
-    """Elements of each buffer that a program works on; in place, `IN` has none."""
-    collective, rank = program.collective, program.rank
-    if collective.in_place:
-        return {Buffer.IN: 0, Buffer.OUT: collective.buffer_count(rank), Buffer.SCRATCH: program.scratch_count}
-    return {
-        Buffer.IN: collective.in_count(rank),
-        Buffer.OUT: collective.out_count(rank),
-        Buffer.SCRATCH: program.scratch_count,
-    }
+_Members = Mapping[CommId, Mapping[int, int]]
+"""Each member's number in a communicator, by rank."""
 
 
 def check_structure(schedule: Schedule) -> None:
     """Check everything about the single steps of a schedule.
 
     Raises:
-        ScheduleError: Programs are missing or are for something else; a communicator lists a rank twice or one that
-            does not exist; a slice leaves its buffer; `IN` is written, or used in place; a peer is this rank itself or
-            no rank; a vendor call does not fit its communicator or its slices; an op is one that must be composed.
+        ScheduleError: Programs are missing or are for something else; blocks of an input or output share an element; a
+            communicator lists a rank twice or one that does not exist; a slice leaves its buffer; `IN` is written, or
+            used in place; the root of a broadcast or scatter in place, whose array is only read, writes it; a peer is
+            this rank itself or no rank; a channel is negative; a vendor call does not fit its communicator or its
+            slices, or is of a kind that vendors lack; an op is one that must be composed.
     """
     nranks = schedule.collective.nranks
-    if [program.rank for program in schedule.programs] != list(range(nranks)):
+    if len(schedule.programs) != nranks or any(p.rank != number for number, p in enumerate(schedule.programs)):
         raise ScheduleError(f"the programs are not those of ranks 0 to {nranks - 1} in order")
-    for comm, members in schedule.communicators.items():
-        if len(set(members)) != len(members) or not all(0 <= rank < nranks for rank in members):
-            raise ScheduleError(f"communicator {comm} has members {members}: not distinct ranks from 0 to {nranks - 1}")
+    members: dict[CommId, dict[int, int]] = {}
+    for comm, ranks in schedule.communicators.items():
+        members[comm] = {rank: number for number, rank in enumerate(ranks)}
+        if len(members[comm]) != len(ranks) or not all(0 <= rank < nranks for rank in ranks):
+            raise ScheduleError(f"communicator {comm} has members {ranks}: not distinct ranks from 0 to {nranks - 1}")
     for program in schedule.programs:
-        if program.collective.with_in_place(False) != schedule.collective.with_in_place(False):
-            raise ScheduleError(
-                f"the program is for {program.collective}, the schedule for {schedule.collective}", rank=program.rank
-            )
-        counts = buffer_counts(program)
+        _check_collective(program, schedule.collective)
+        counts, kept = buffer_counts(program), _is_only_read(program)
         for index, step in enumerate(program.steps):
-            problem = _slices_problem(step, counts) or _step_problem(step, program, schedule)
+            problem = _slices_problem(step, counts) or _step_problem(step, program, schedule, members)
+            if kept and not problem:
+                problem = _root_problem(step, program.rank, members)
             if problem:
                 raise step_error(program, index, problem)
 
 
-def _slices_problem(step: Step, counts: dict[Buffer, int]) -> str | None:
+def _check_collective(program: Program, whole: Collective) -> None:
+    """Raises `ScheduleError` unless the program is for `whole`, in any place, with blocks that do not overlap."""
+    collective, rank = program.collective, program.rank
+    if collective is not whole and collective.agreed() != whole.agreed():
+        raise ScheduleError(f"the program is for {collective}, the schedule for {whole}", rank=rank)
+    if collective.in_displs is None and collective.out_displs is None:
+        return
+    for what, places in (("input", input_places(collective, rank)), ("output", output_places(collective, rank))):
+        shared = overlap(places)
+        if shared is not None:
+            raise ScheduleError(f"element {shared} of the {what} lies in two blocks: displacements overlap", rank=rank)
+
+
+def _slices_problem(step: Step, counts: Mapping[Buffer, int]) -> str | None:
     reads, writes = accesses(step)
-    for touched in (*reads, *writes):
-        if touched.stop > counts[touched.buffer]:
+    for touched in reads:
+        if touched.offset + touched.count > counts[touched.buffer]:
             return f"{touched} leaves its buffer of {counts[touched.buffer]} elements"
-    if any(written.buffer is Buffer.IN for written in writes):
-        return "writes the input"
+    for touched in writes:
+        if touched.offset + touched.count > counts[touched.buffer]:
+            return f"{touched} leaves its buffer of {counts[touched.buffer]} elements"
+        if touched.buffer is Buffer.IN:
+            return "writes the input"
     return None
 
 
-def _step_problem(step: Step, program: Program, schedule: Schedule) -> str | None:
+def _is_only_read(program: Program) -> bool:
+    """Whether the one buffer of a program in place holds nothing but input, which stays as it is."""
+    collective = program.collective
+    sends = collective.kind in (CollectiveKind.BROADCAST, CollectiveKind.SCATTER)
+    return sends and collective.in_place and collective.root == program.rank
+
+
+def _root_problem(step: Step, rank: int, members: _Members) -> str | None:
+    number = members[step.comm][rank] if isinstance(step, VendorCall) else None
+    if any(touched.buffer is Buffer.OUT for touched in accesses(step, number)[1]):
+        return "writes the array of the root, which is only read"
+    return None
+
+
+def _step_problem(step: Step, program: Program, schedule: Schedule, members: _Members) -> str | None:
     match step:
-        case Send(peer=peer) | Recv(peer=peer):
+        case VendorCall():
+            return _call_problem(step, program.rank, schedule, members)
+        case Send(peer=peer, channel=channel) | Recv(peer=peer, channel=channel):
             if peer == program.rank or not 0 <= peer < schedule.collective.nranks:
                 return f"peer {peer} is not another rank"
+            if channel < 0:
+                return f"channel {channel} is negative"
         case Reduce(op=op) if op in _COMPOSED:
             return f"op {op.value} must be composed of a sum and a scaling copy"
-        case VendorCall():
-            return _call_problem(step, program.rank, schedule)
         case _:
             pass
     return None
 
 
-def _call_problem(step: VendorCall, rank: int, schedule: Schedule) -> str | None:
-    collective, members = step.collective, schedule.communicators.get(step.comm)
-    if members is None:
+def _call_problem(step: VendorCall, rank: int, schedule: Schedule, members: _Members) -> str | None:
+    collective, numbers = step.collective, members.get(step.comm)
+    if numbers is None:
         return f"names {step.comm}, which the schedule does not list"
-    if rank not in members:
+    number = numbers.get(rank)
+    if number is None:
         return f"calls {step.comm}, of which the rank is no member"
-    if collective.nranks != len(members):
-        return f"is for {collective.nranks} ranks, {step.comm} has {len(members)}"
+    if collective.kind not in VENDOR_KINDS:
+        return f"vendors offer no {collective.kind.value}: it must be composed of messages"
+    if collective.counts is not None:
+        return "has counts: vector forms must be composed"
+    if collective.nranks != len(numbers):
+        return f"is for {collective.nranks} ranks, {step.comm} has {len(numbers)}"
     if collective.dtype is not schedule.collective.dtype:
         return f"works on {collective.dtype.value}, the schedule on {schedule.collective.dtype.value}"
     if collective.op in _COMPOSED:
         return f"op {collective.op.value} must be composed of a sum and a scaling copy"
-    number = members.index(rank)
     if collective.in_place:
         if step.src is not None:
             return "is in place, yet has a src"

@@ -12,6 +12,7 @@ one value, and moving it changes the shift only.
    and the position in the call, so only the ranks that share its result hold the same one; nothing is assumed about
    its order of additions.
 
+What lies between the blocks of an output is a 'gap', which no output may hold and which must stay where it is.
 Undefined elements may be moved and combined freely and stay undefined; only in the output one is an error.
 """
 
@@ -31,9 +32,9 @@ class Expression:
     """One interned node. Compare with `is`; made by `Symbols` only.
 
     Attributes:
-        how: 'leaf', 'identity', 'undefined', 'factor', 'average', 'reduce' or 'vendor'.
+        how: 'leaf', 'gap', 'identity', 'undefined', 'factor', 'average', 'reduce' or 'vendor'.
         operands: What it was made from; shifts are relative to its own.
-        mask: Bit r is set if the input of rank r is in it.
+        mask: Bit r is set if the input of rank r is in it, and the bit after the last rank's if a gap is.
         op: What its parts were combined with, or what it is the identity of; None for a leaf.
         factored: Its leaves were multiplied by their rank's factor.
         averaged: It was divided by the number of ranks.
@@ -84,6 +85,7 @@ class Symbols:
     """
 
     def __init__(self, nranks: int, op: ReduceKind | None) -> None:
+        self._nranks = nranks
         self._everyone = (1 << nranks) - 1
         self._op = op
         self._table: dict[Hashable, Expression] = {}
@@ -96,6 +98,15 @@ class Symbols:
         if found is None:
             found = self._table[key] = Expression(len(self._table) + 1, "leaf", mask=1 << rank)
         return found, shift
+
+    def gap(self, rank: int) -> Value:
+        """What lay between the blocks of the output of `rank` before, at the positions of its buffer."""
+        key = ("gap", rank)
+        found = self._table.get(key)
+        if found is None:
+            fault = "comes from between the blocks of a buffer"
+            found = self._table[key] = Expression(len(self._table) + 1, "gap", mask=1 << self._nranks, fault=fault)
+        return found, 0
 
     def identity(self, op: ReduceKind) -> Value:
         """The element that changes nothing under `op`."""
@@ -237,6 +248,8 @@ def describe(value: Value, position: int) -> str:
     expression, shift = value
     if expression.how == "undefined":
         return "nothing defined"
+    if expression.how == "gap":
+        return f"what was between blocks, at {position + shift}"
     if expression.how == "identity":
         return f"the identity of {_name(expression.op)}"
     leaves = _leaves(expression)

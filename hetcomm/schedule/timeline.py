@@ -6,13 +6,14 @@ Times are in seconds from a common zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import enum
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Copy, Fill, Recv, Reduce, Scale, Send, Step, VendorCall
 
-__all__ = ["Span", "Timeline", "label"]
+__all__ = ["Lane", "Span", "Timeline", "label", "tracks"]
 
 _SCALED = {Scale.FACTOR: " times the factor", Scale.AVERAGE: " averaged"}
 
@@ -45,19 +46,49 @@ def _what(collective: Collective) -> str:
     return f"{collective.kind.value}{op} {collective.count} x {collective.dtype.value}{root}{place}"
 
 
+class Lane(enum.Enum):
+    """What of a rank a step keeps busy."""
+
+    HOME = "home vendor"
+    BORDER = "border vendor"
+    SEND = "sends"
+    RECV = "receives"
+    LOCAL = "local"
+
+
+_LANES = {"send": Lane.SEND, "recv": Lane.RECV, "vendor home": Lane.HOME, "vendor border": Lane.BORDER}
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Step `index` of the program of `rank` ran from `start` to `end`."""
+    """Step `index` of the program of `rank` ran from `start` to `end`.
+
+    Until `began` it only waited: for a port to be free, for the first byte to arrive, or for the other members of a
+    vendor call. None: that is not known.
+    """
 
     rank: int
     index: int
     label: str
     start: float
     end: float
+    began: float | None = None
 
     def __post_init__(self) -> None:
         if not self.start <= self.end:
             raise ValueError(f"span of rank {self.rank} step {self.index} ends at {self.end}, before {self.start}")
+        if self.began is not None and not self.start <= self.began <= self.end:
+            raise ValueError(f"span of rank {self.rank} step {self.index} begins at {self.began}, outside of it")
+
+    @property
+    def busy_from(self) -> float:
+        """`began`, or where that is not known, `start`."""
+        return self.start if self.began is None else self.began
+
+    @property
+    def lane(self) -> Lane:
+        """What the step keeps busy, by its label."""
+        return _LANES.get(self.label.partition(":")[0], _LANES.get(self.label.partition(" ")[0], Lane.LOCAL))
 
     @property
     def duration(self) -> float:
@@ -99,3 +130,24 @@ class Timeline:
         return "\n".join(
             "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
         )
+
+
+def tracks(spans: Sequence[Span], most: int | None = None) -> list[int]:
+    """A number for each span, such that spans of one number are not busy at once; as few numbers as that takes.
+
+    Args:
+        spans: In any order.
+        most: How many numbers there may be, where overlapping is better than many.
+    """
+    free: list[float] = []  # when each track is
+    found = [0] * len(spans)
+    for index in sorted(range(len(spans)), key=lambda index: (spans[index].busy_from, spans[index].end)):
+        began = spans[index].busy_from
+        track = next((number for number, end in enumerate(free) if end <= began), len(free))
+        if track == most:
+            track = free.index(min(free))
+        if track == len(free):
+            free.append(began)
+        free[track] = max(free[track], spans[index].end)
+        found[index] = track
+    return found

@@ -7,25 +7,29 @@ is proved, for every input and every admissible order of execution:
 * the schedule is well formed, its messages and vendor calls fit together, and it cannot deadlock;
 * each output element combines each of its sources exactly once, with the right op, factors and average applied once;
 * an element that several ranks get is bit-identical on all of them;
-* collectives that only move data move it unchanged (adding the identity does not count: it turns -0.0 into 0.0).
+* collectives that only move data move it unchanged (adding the identity does not count: it turns -0.0 into 0.0);
+* what lies between the blocks of an output with displacements is left alone.
 
-The cost depends on steps and runs, not on counts.
+Elements of inputs and outputs are numbered in the packed vectors, so displacements, which are each rank's own, change
+nothing but where they lie. The cost depends on steps and runs, not on counts.
 """
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from hetcomm.errors import ScheduleError
 from hetcomm.schedule.collective import Collective, CollectiveKind, Part
 from hetcomm.schedule.dataflow import StepId, accesses
-from hetcomm.schedule.intervals import IntervalMap, Run
+from hetcomm.schedule.intervals import IntervalMap, Runs, cut, joined, pairs, zipped
 from hetcomm.schedule.order import Completion, completion_order
+from hetcomm.schedule.places import buffer_counts, gaps, input_places, output_places
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Program, Recv, Reduce, Schedule, Send, Slice, VendorCall
-from hetcomm.schedule.structure import buffer_counts, check_structure
+from hetcomm.schedule.structure import check_structure
 from hetcomm.schedule.symbols import Symbols, Value, describe, moved, origin_of_fault
 from hetcomm.schedule.timeline import label
 from hetcomm.types import ReduceKind
@@ -62,11 +66,12 @@ def verify(schedule: Schedule) -> Proof:
             that went wrong; or the steps that do not fit together or wait for one another.
     """
     check_structure(schedule)
-    progress = completion_order(schedule)
-    machine = _Machine(schedule)
-    for completion in progress.completions:
-        machine.complete(completion)
-    machine.check_outputs()
+    with _uncollected():
+        progress = completion_order(schedule)
+        machine = _Machine(schedule)
+        for completion in progress.completions:
+            machine.complete(completion)
+        machine.check_outputs()
     moved_elements: dict[tuple[int, int], int] = defaultdict(int)
     messages = 0
     for program in schedule.programs:
@@ -85,9 +90,20 @@ def verify(schedule: Schedule) -> Proof:
     )
 
 
-_Runs = list[Run[Value]]
-A = TypeVar("A")
-B = TypeVar("B")
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: a proof makes millions of tuples and no cycles; looking for some takes as long."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+_Runs = Runs[Value]
 
 
 class _Machine:
@@ -103,49 +119,47 @@ class _Machine:
         # An empty buffer is never looked at, and a map has no empty form.
         buffers = {buffer: IntervalMap(max(count, 1), undefined) for buffer, count in buffer_counts(program).items()}
         collective, rank = program.collective, program.rank
-        count, offset = collective.in_count(rank), collective.in_offset(rank)
-        if count:
-            source = Buffer.OUT if collective.in_place else Buffer.IN
-            buffers[source].assign(offset, offset + count, self.symbols.leaf(rank, -offset))
+        source = Buffer.OUT if collective.in_place else Buffer.IN
+        for offset, packed, count in input_places(collective, rank):
+            buffers[source].assign(offset, offset + count, self.symbols.leaf(rank, packed - offset))
+        for start, stop in gaps(collective, rank):
+            buffers[Buffer.OUT].assign(start, stop, self.symbols.gap(rank))
         return buffers
 
     def read(self, rank: int, source: Slice) -> _Runs:
-        """What a slice holds, in positions of its buffer; nothing for an empty one."""
-        return self.buffers[rank][source.buffer].runs(source.offset, source.stop) if source.count else []
+        """What a slice that is not empty holds, in positions of its buffer."""
+        return self.buffers[rank][source.buffer].runs(source.offset, source.stop)
 
-    def write(self, rank: int, target: Slice, runs: _Runs) -> None:
-        """Let a slice hold `runs`, which are in its positions."""
-        if not target.count:
-            return
-        if len(runs) == 1:
-            self.buffers[rank][target.buffer].assign(*runs[0])
-        else:
-            self.buffers[rank][target.buffer].paste(runs)
+    def write(self, rank: int, buffer: Buffer, runs: _Runs) -> None:
+        """Let the positions that `runs` spans hold it."""
+        self.buffers[rank][buffer].paste(runs)
 
     def complete(self, completion: Completion) -> None:
         """Let the steps of a completion take effect."""
         rank, index = completion.steps[0]
-        match self.schedule.programs[rank].steps[index]:
+        step = self.schedule.programs[rank].steps[index]
+        if not any(accesses(step)):
+            return
+        match step:
             case Send(src=source):
                 receiver, recv_index = completion.steps[1]
                 target = self.schedule.programs[receiver].steps[recv_index]
                 if isinstance(target, Recv):
                     distance = target.dst.offset - source.offset
-                    self.write(receiver, target.dst, _shifted(self.read(rank, source), distance))
-            case Copy(src=source, dst=target, scale=scale):
-                runs = _shifted(self.read(rank, source), target.offset - source.offset)
+                    self.write(receiver, target.dst.buffer, _shifted(self.read(rank, source), distance))
+            case Copy(src=source, dst=dst, scale=scale):
+                bounds, values = _shifted(self.read(rank, source), dst.offset - source.offset)
                 if scale is not None:
                     scaled = self.symbols.scale
-                    runs = [(start, stop, scaled(scale, value, rank, (rank, index))) for start, stop, value in runs]
-                self.write(rank, target, runs)
-            case Fill(dst=target, op=op):
+                    bounds, values = joined(bounds, [scaled(scale, value, rank, (rank, index)) for value in values])
+                self.write(rank, dst.buffer, (bounds, values))
+            case Fill(dst=dst, op=op):
                 kind = ReduceKind.SUM if op in (ReduceKind.AVG, ReduceKind.PREMUL_SUM) else op
-                self.write(rank, target, [(target.offset, target.stop, self.symbols.identity(kind))])
-            case Reduce(src=source, dst=target, op=op):
-                operands = [self.read(rank, target), _shifted(self.read(rank, source), target.offset - source.offset)]
-                self.write(
-                    rank, target, _zipped(operands, lambda values: self.symbols.combine(op, values, (rank, index)))
-                )
+                self.buffers[rank][dst.buffer].assign(dst.offset, dst.stop, self.symbols.identity(kind))
+            case Reduce(src=source, dst=dst, op=op):
+                operands = [self.read(rank, dst), _shifted(self.read(rank, source), dst.offset - source.offset)]
+                combined = zipped(operands, lambda values: self.symbols.combine(op, values, (rank, index)))
+                self.write(rank, dst.buffer, combined)
             case VendorCall() as call:
                 self._vendor_call(completion, call.collective)
             case Recv():
@@ -157,27 +171,37 @@ class _Machine:
             call = self.schedule.programs[rank].steps[index]
             if isinstance(call, VendorCall):
                 calls.append((rank, call))
-        inputs = [self._vendor_input(rank, call, number) for number, (rank, call) in enumerate(calls)]
-        op = collective.op
-        if op is not None:
-            origin, name = completion.steps[0], completion.call
-            vector = _zipped(inputs, lambda values: self.symbols.combine(op, values, origin, name))
-        else:
-            # Every member gets the same: the first one's meaning is that of all.
-            vector = [
-                run
-                for part in collective.meaning(0)
-                for run in _shifted(inputs[part.sources.start], part.offset - part.source_offset)
-            ]
+        vector = self._vendor_result(completion, calls)
+        scatters = collective.kind is CollectiveKind.REDUCE_SCATTER
+        placed: dict[tuple[int, int], _Runs] = {}  # members share what they get, so that it is in memory once
         for number, (rank, call) in enumerate(calls):
             count = collective.out_count(number)
             if call.dst is None or not count:
                 continue
-            if call.collective.in_place and collective.kind is CollectiveKind.REDUCE_SCATTER:
-                self.write(rank, call.dst, [(call.dst.offset, call.dst.stop, self.symbols.undefined)])
-            target = call.dst.part(call.collective.out_offset(number), count)
-            start = number * count if collective.kind is CollectiveKind.REDUCE_SCATTER else 0
-            self.write(rank, target, _shifted(_cut(vector, start, start + count), target.offset - start))
+            offset = call.dst.offset + call.collective.out_offset(number)
+            if call.collective.in_place and scatters:
+                self.buffers[rank][call.dst.buffer].assign(call.dst.offset, call.dst.stop, self.symbols.undefined)
+            start = number * count if scatters else 0
+            if (start, offset) not in placed:
+                placed[start, offset] = _shifted(cut(vector, start, start + count), offset - start)
+            self.write(rank, call.dst.buffer, placed[start, offset])
+
+    def _vendor_result(self, completion: Completion, calls: list[tuple[int, VendorCall]]) -> _Runs:
+        """What a vendor call makes of its inputs: the vector that every member gets, or its block of."""
+        collective = calls[0][1].collective
+        op = collective.op
+        if op is not None:
+            inputs = [self._vendor_input(rank, call, number) for number, (rank, call) in enumerate(calls)]
+            origin, name = completion.steps[0], completion.call
+            return zipped(inputs, lambda values: self.symbols.combine(op, values, origin, name))
+        bounds: list[int] = [0]
+        values: list[Value] = []
+        for part in collective.meaning(0):  # that of all, where nothing is combined
+            source = part.sources.start
+            part_bounds, part_values = _shifted(self._vendor_input(*calls[source], source), part.offset)
+            bounds += part_bounds[1:]
+            values += part_values
+        return joined(bounds, values)
 
     def _vendor_input(self, rank: int, call: VendorCall, number: int) -> _Runs:
         """The input of one member, in positions of its input vector."""
@@ -185,7 +209,9 @@ class _Machine:
         source = call.src
         if collective.in_place and call.dst is not None:
             source = call.dst.part(collective.in_offset(number), collective.in_count(number))
-        return _shifted(self.read(rank, source), -source.offset) if source is not None else []
+        if source is None:
+            raise ScheduleError(f"member {number} passes nothing to a vendor call that reads it", rank=rank)
+        return _shifted(self.read(rank, source), -source.offset)
 
     def check_outputs(self) -> None:
         """Compare all outputs with the collective's meaning, and where they must be bit-identical, with each other.
@@ -193,23 +219,48 @@ class _Machine:
         Raises:
             ScheduleError: The first element that is wrong.
         """
-        same_everywhere = self.schedule.collective.kind is not CollectiveKind.REDUCE_SCATTER
         first: tuple[int, _Runs] | None = None
         for program in self.schedule.programs:
-            rank, offset = program.rank, program.collective.out_offset(program.rank)
-            output = Slice(Buffer.OUT, offset, program.collective.out_count(rank))
-            runs = self.read(rank, output)
-            if not runs or (first is not None and runs == first[1]):
+            rank = program.rank
+            self._check_gaps(program)
+            runs = self._output(program)
+            if not runs[1] or (first is not None and runs == first[1]):
                 continue
-            parts = [(p.offset + offset, p.offset + p.count + offset, p) for p in program.collective.meaning(rank)]
-            for start, value, part in _pairs(runs, parts):
-                problem = self._problem(value, part, part.source_offset - part.offset - offset)
+            bounds, parts = [0], []
+            for part in program.collective.meaning(rank):
+                if part.count:
+                    parts.append((part, bounds[-1]))
+                    bounds.append(bounds[-1] + part.count)
+            for start, value, (part, begin) in pairs(runs, (bounds, parts)):
+                problem = self._problem(value, part, part.source_offset - begin)
                 if problem:
-                    raise self._counterexample(program, start, value, part, problem)
+                    raise self._counterexample(program, start, value, part, start - begin, problem)
             if first is not None:
                 self._check_identical(program, runs, *first)
-            elif same_everywhere:
+            elif self.schedule.collective.kind.is_same_everywhere:
                 first = rank, runs
+
+    def _output(self, program: Program) -> _Runs:
+        """What the output of a rank holds, in positions of the packed output."""
+        bounds: list[int] = [0]
+        values: list[Value] = []
+        for offset, packed, count in output_places(program.collective, program.rank):
+            block = _shifted(self.read(program.rank, Slice(Buffer.OUT, offset, count)), packed - offset)
+            bounds += block[0][1:]
+            values += block[1]
+        return joined(bounds, values)
+
+    def _check_gaps(self, program: Program) -> None:
+        rank = program.rank
+        for gap_start, gap_stop in gaps(program.collective, rank):
+            bounds, values = self.buffers[rank][Buffer.OUT].runs(gap_start, gap_stop)
+            for start, value in zip(bounds, values, strict=False):
+                if value != self.symbols.gap(rank):
+                    message = (
+                        f"element {start} of the buffer of rank {rank} lies between blocks but is not left alone: "
+                        f"it holds {describe(value, start)}, it should hold what it held before"
+                    )
+                    raise self._error(program, start, message, None)
 
     def _problem(self, value: Value, part: Part, shift: int) -> str | None:
         """What is wrong with the content of a run of the output, or None."""
@@ -235,24 +286,24 @@ class _Machine:
         return None
 
     def _check_identical(self, program: Program, runs: _Runs, other_rank: int, others: _Runs) -> None:
-        for start, mine, theirs in _pairs(runs, others):
+        for start, mine, theirs in pairs(runs, others):
             if mine != theirs:
-                raise self._error(
-                    program,
-                    start,
+                message = (
                     f"element {start} of the output of rank {program.rank} is made in another way than on rank "
-                    f"{other_rank}, so the two may differ in their last bits",
-                    None,
+                    f"{other_rank}, so the two may differ in their last bits"
                 )
+                raise self._error(program, _position(program, start), message, None)
 
-    def _counterexample(self, program: Program, position: int, value: Value, part: Part, problem: str) -> ScheduleError:
-        element = position - program.collective.out_offset(program.rank)
-        source = element - part.offset + part.source_offset
-        op = self.schedule.collective.op
-        wanted = ", ".join(f"in{rank}[{source}]" for rank in part.sources)
+    def _counterexample(
+        self, program: Program, element: int, value: Value, part: Part, within: int, problem: str
+    ) -> ScheduleError:
+        """The error about an element of the packed output, which is number `within` of its part."""
+        op, position = self.schedule.collective.op, _position(program, element)
+        where = f", at out[{position}]," if position != element else ""
+        wanted = ", ".join(f"in{rank}[{part.source_offset + within}]" for rank in part.sources)
         message = (
-            f"element {element} of the output of rank {program.rank} {problem}: it holds {describe(value, position)}, "
-            f"it should hold {f'{op.value} of ' if op else ''}{wanted}"
+            f"element {element} of the output of rank {program.rank}{where} {problem}: "
+            f"it holds {describe(value, element)}, it should hold {f'{op.value} of ' if op else ''}{wanted}"
         )
         return self._error(program, position, message, origin_of_fault(value[0]))
 
@@ -271,46 +322,18 @@ class _Machine:
         return ScheduleError(message, rank=rank, step=text)
 
 
+def _position(program: Program, element: int) -> int:
+    """Where in `OUT` an element of the packed output lies."""
+    return next(
+        offset + element - packed
+        for offset, packed, count in output_places(program.collective, program.rank)
+        if packed <= element < packed + count
+    )
+
+
 def _shifted(runs: _Runs, distance: int) -> _Runs:
     """The same runs, `distance` positions further on."""
     if not distance:
         return runs
-    return [(start + distance, stop + distance, moved(value, distance)) for start, stop, value in runs]
-
-
-def _cut(runs: _Runs, start: int, stop: int) -> _Runs:
-    """The part of `runs` between two positions."""
-    if runs and runs[0][0] == start and runs[-1][1] == stop:
-        return runs
-    return [(max(a, start), min(b, stop), value) for a, b, value in runs if a < stop and b > start]
-
-
-def _pairs(one: Sequence[Run[A]], other: Sequence[Run[B]]) -> Iterator[tuple[int, A, B]]:
-    """(start, value, other value) for each run on which both are constant."""
-    i = j = 0
-    while i < len(one) and j < len(other):
-        start, stop, mine = one[i]
-        other_start, other_stop, theirs = other[j]
-        yield max(start, other_start), mine, theirs
-        i += stop <= other_stop
-        j += other_stop <= stop
-
-
-def _zipped(operands: list[_Runs], combine: Callable[[list[Value]], Value]) -> _Runs:
-    """Combine run by run what lies at the same positions."""
-    first = operands[0]
-    if not first:
-        return []
-    if all(len(runs) == 1 for runs in operands):
-        start, stop, _ = first[0]
-        return [(start, stop, combine([runs[0][2] for runs in operands]))]
-    starts = sorted({start for runs in operands for start, _, _ in runs})
-    result: _Runs = []
-    at = [0] * len(operands)
-    for start, stop in zip(starts, [*starts[1:], first[-1][1]], strict=True):
-        for number, runs in enumerate(operands):
-            if runs[at[number]][1] <= start:
-                at[number] += 1
-        values = [runs[i][2] for runs, i in zip(operands, at, strict=True)]
-        result.append((start, stop, combine(values)))
-    return result
+    bounds, values = runs
+    return [bound + distance for bound in bounds], [moved(value, distance) for value in values]

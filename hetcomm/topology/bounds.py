@@ -1,18 +1,23 @@
 """The least that a collective can move between clusters, and what a schedule does move.
 
-C clusters, n_i ranks in cluster i, N in all, f_i = n_i/N. S bytes are the vector of one rank (all_reduce, reduce,
-broadcast), its input (reduce_scatter) or the gathered total (all_gather). No cluster can combine elements without
-having them, so:
+C clusters, n_i ranks in cluster i, N in all, f_i the share of cluster i in the blocks (n_i/N where blocks are equal).
+S bytes are the vector of one rank (all_reduce, reduce, broadcast), its input (reduce_scatter), or all blocks together
+(all_gather, gather,
+scatter); m bytes go from each rank to each other in an all_to_all. No cluster can combine elements without having
+them, so:
 
-===============  =======================  =======================  =========
+===============  =======================  =======================  ==================
 collective       out of cluster i         into cluster i           total
-===============  =======================  =======================  =========
+===============  =======================  =======================  ==================
 all_reduce       S                        S                        2(C-1)S
 reduce_scatter   S(1-f_i)                 S f_i                    (C-1)S
 all_gather       S f_i                    S(1-f_i)                 (C-1)S
 broadcast        S at the root's, else 0  S, 0 at the root's       (C-1)S
 reduce           S, 0 at the root's       S at the root's, else 0  (C-1)S
-===============  =======================  =======================  =========
+gather           S f_i, 0 at the root's   S(1-f_i) at the root's   S(1-f_root)
+scatter          S(1-f_i) at the root's   S f_i, 0 at the root's   S(1-f_root)
+all_to_all       n_i(N-n_i)m              n_i(N-n_i)m              m(N^2 - sum n_i^2)
+===============  =======================  =======================  ==================
 
 All numbers are exact integers of bytes. The least per cluster need not be reached together with the least total.
 """
@@ -25,21 +30,26 @@ from dataclasses import dataclass
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Send
+from hetcomm.topology.hubs import crossing, least_time, sizes
 from hetcomm.topology.model import Topology
 
-__all__ = ["Traffic", "least_in", "least_out", "least_total", "traffic", "vector_bytes"]
+__all__ = ["Traffic", "least_in", "least_out", "least_time", "least_total", "traffic", "vector_bytes"]
 
 
 def vector_bytes(collective: Collective) -> int:
-    """S of the table, in bytes."""
-    blocks = collective.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER)
-    return collective.count * collective.dtype.itemsize * (collective.nranks if blocks else 1)
+    """S of the table, in bytes; for all_to_all the blocks of all pairs of ranks."""
+    return collective.total * collective.dtype.itemsize
 
 
 def least_total(collective: Collective, topology: Topology) -> int:
     """The least bytes between clusters, in all."""
-    times = 2 if collective.kind is CollectiveKind.ALL_REDUCE else 1
-    return times * (len(topology.clusters) - 1) * vector_bytes(collective)
+    match collective.kind:
+        case CollectiveKind.ALL_REDUCE:
+            return 2 * (len(topology.clusters) - 1) * vector_bytes(collective)
+        case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:
+            return sum(least_out(collective, topology))
+        case _:
+            return (len(topology.clusters) - 1) * vector_bytes(collective)
 
 
 def least_out(collective: Collective, topology: Topology) -> tuple[int, ...]:
@@ -53,19 +63,25 @@ def least_in(collective: Collective, topology: Topology) -> tuple[int, ...]:
 
 
 def _least(collective: Collective, topology: Topology, *, out: bool) -> tuple[int, ...]:
-    whole = vector_bytes(collective)
-    if len(topology.clusters) == 1:
+    kind, whole, nclusters = collective.kind, vector_bytes(collective), len(topology.clusters)
+    if nclusters == 1:
         return (0,)
-    if collective.kind is CollectiveKind.ALL_REDUCE:
-        return (whole,) * len(topology.clusters)
+    if kind is CollectiveKind.ALL_REDUCE:
+        return (whole,) * nclusters
+    if kind is CollectiveKind.ALL_TO_ALL:
+        return tuple(count * collective.dtype.itemsize for count in crossing(collective, topology)[0 if out else 1])
+    there = topology.cluster_index(collective.root) if collective.root is not None else -1
+    if kind in (CollectiveKind.BROADCAST, CollectiveKind.REDUCE):
+        at_root = (kind is CollectiveKind.BROADCAST) == out
+        return tuple(whole if (i == there) == at_root else 0 for i in range(nclusters))
+    own = [count * collective.dtype.itemsize for count in sizes(collective, topology)]
+    giving = kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER)
     if collective.root is not None:
-        there = topology.cluster_index(collective.root)
-        at_root = (collective.kind is CollectiveKind.BROADCAST) == out
-        return tuple(whole if (i == there) == at_root else 0 for i in range(len(topology.clusters)))
-    own = [len(cluster) * collective.count * collective.dtype.itemsize for cluster in topology.clusters]
-    if (collective.kind is CollectiveKind.ALL_GATHER) == out:
-        return tuple(own)
-    return tuple(whole - each for each in own)
+        at_root = giving != out
+        return tuple(
+            (whole - each if at_root else 0) if i == there else 0 if at_root else each for i, each in enumerate(own)
+        )
+    return tuple(own) if giving == out else tuple(whole - each for each in own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ does, and yet costs only what this rank does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import (
@@ -27,10 +28,17 @@ from hetcomm.topology.layout import Share, messages, tile_count
 from hetcomm.topology.model import Cluster
 from hetcomm.types import ReduceKind
 
-__all__ = ["Builder", "Place"]
+__all__ = ["SMALL_BYTES", "Builder", "Place"]
+
+SMALL_BYTES = 16 << 10
+"""Up to this size one vendor call on more data is better than several on less."""
 
 Place = Callable[[int, int], Slice]
 """Where on this rank elements `start` to `stop` of a region lie."""
+
+
+# The ranks of a cluster make the same calls, and those of one chunk are those of the next.
+_vendor_collective = lru_cache(maxsize=4096)(Collective)
 
 
 class Builder:
@@ -41,6 +49,10 @@ class Builder:
         self.rank = rank
         self._steps: list[Step] = []
         self._scratch_count = 0
+        self._spare: list[Slice] = []
+        self._lent: list[Slice] = []
+        self._packed_output: Slice | None = None
+        self._settled: Slice | None = None
 
     @property
     def op(self) -> ReduceKind:
@@ -50,19 +62,45 @@ class Builder:
 
     def program(self, algorithm: str) -> Program:
         """The program with the steps so far."""
+        if self._packed_output is not None:
+            self._unpack(self._packed_output)
+            self._packed_output = None
         return Program(self.rank, self.collective, tuple(self._steps), self._scratch_count, algorithm)
 
     def scratch(self, count: int) -> Slice:
-        """Scratch space of its own."""
-        found = Slice(Buffer.SCRATCH, self._scratch_count, count)
-        self._scratch_count += count
+        """Scratch space of its own; space that was released is used again where it is long enough."""
+        for index, spare in enumerate(self._spare):
+            if spare.count >= count:
+                found = self._spare.pop(index)
+                break
+        else:
+            found = Slice(Buffer.SCRATCH, self._scratch_count, count)
+            self._scratch_count += count
+        self._lent.append(found)
+        return found.part(0, count)
+
+    def lent(self) -> list[Slice]:
+        """The scratch given out since this was last called, to be handed to `release`."""
+        found, self._lent = self._lent, []
         return found
 
+    def release(self, lent: list[Slice]) -> None:
+        """Nothing written later reads this scratch: steps that follow may use it for something else."""
+        self._spare.extend(lent)
+
     def source(self) -> Slice:
-        """The input of this rank, multiplied by its factor where the op asks for that."""
+        """The input of this rank, packed, multiplied by its factor where the op asks for that."""
         collective, rank = self.collective, self.rank
         buffer = Buffer.OUT if collective.in_place else Buffer.IN
         found = Slice(buffer, collective.in_offset(rank), collective.in_count(rank))
+        if collective.in_displs is not None and found.count:
+            found = self.scratch(found.count)
+            packed = 0
+            for offset, count in collective.in_blocks(rank):
+                self.copy(Slice(buffer, offset, count), found.part(packed, count))
+                packed += count
+            if collective.in_place and collective.kind is CollectiveKind.SCATTER:
+                self._settled = self.target()  # the root's own block, in an array that is only read
         if collective.op is not ReduceKind.PREMUL_SUM:
             return found
         whole = collective.kind is CollectiveKind.ALL_REDUCE
@@ -71,12 +109,26 @@ class Builder:
         return work
 
     def target(self) -> Slice:
-        """The output of this rank."""
-        return Slice(Buffer.OUT, self.collective.out_offset(self.rank), self.collective.out_count(self.rank))
+        """The output of this rank, packed: with displacements it is scratch, which `program` copies to its places."""
+        collective, rank = self.collective, self.rank
+        count = collective.out_count(rank)
+        if collective.out_displs is None or not count:
+            return Slice(Buffer.OUT, collective.out_offset(rank), count)
+        if self._packed_output is None:
+            self._packed_output = self.scratch(count)
+        return self._packed_output
+
+    def _unpack(self, packed: Slice) -> None:
+        collective, rank, position = self.collective, self.rank, 0
+        in_place = collective.in_place and collective.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER)
+        for number, (offset, count) in enumerate(collective.out_blocks(rank)):
+            if not (in_place and number == rank):
+                self.copy(packed.part(position, count), Slice(Buffer.OUT, offset, count))
+            position += count
 
     def copy(self, src: Slice, dst: Slice, scale: Scale | None = None) -> None:
         """A `Copy`, unless it changes nothing."""
-        if dst.count and (src != dst or scale is not None):
+        if dst.count and (src != dst or scale is not None) and dst != self._settled:
             self._steps.append(Copy(src, dst, scale))
 
     def average(self, src: Slice, dst: Slice) -> None:
@@ -131,56 +183,74 @@ class Builder:
             return
         op = self.op if kind.reduces else None
         in_place = src is not None and dst is not None and src.overlaps(dst)
-        collective = Collective(kind, nranks, count, self.collective.dtype, op, root, in_place)
+        collective = _vendor_collective(kind, nranks, count, self.collective.dtype, op, root, in_place)
         self._steps.append(VendorCall(comm, collective, None if in_place else src, dst))
 
     def home_reduce(self, cluster: Cluster, source: Slice, shares: Sequence[Share], place: Place) -> None:
         """The sum of `source` over the ranks of the cluster, each share at its rank, in `place`.
 
-        A tiling takes one reduce_scatter, and one reduce for what is left over; any other division one reduce for
-        each share. `place` may be where the share lies in `source`.
+        A tiling takes one reduce_scatter, a few elements one all_reduce, and any other division one reduce for each
+        share. `place` may be where the share lies in `source`.
         """
         comm, ranks, me = cluster.home_id, cluster.ranks, self.rank
         if len(ranks) == 1:
             for share in shares:
                 self.copy(source.part(share.start, share.count), place(share.start, share.stop))
             return
-        body = 0
         count = tile_count(shares, ranks)
         if count:
-            body = count * len(ranks)
             first = ranks.index(me) * count
-            whole, dst = source.part(0, body), place(first, first + count)
-            if dst.overlaps(whole):
-                dst = whole
-            self.vendor(comm, len(ranks), CollectiveKind.REDUCE_SCATTER, count, src=whole, dst=dst)
-        for share in shares:
-            start = max(share.start, body)
-            if start < share.stop:
-                src = source.part(start, share.stop - start)
-                mine = place(start, share.stop) if share.rank == me else None
-                root = ranks.index(share.rank)
-                self.vendor(comm, len(ranks), CollectiveKind.REDUCE, src.count, src=src, dst=mine, root=root)
+            dst = place(first, first + count)
+            if dst.overlaps(source):
+                dst = source
+            self.vendor(comm, len(ranks), CollectiveKind.REDUCE_SCATTER, count, src=source, dst=dst)
+        elif len(shares) > 1 and self._is_small(source.count):
+            total = self.scratch(source.count)
+            self.vendor(comm, len(ranks), CollectiveKind.ALL_REDUCE, source.count, src=source, dst=total)
+            for share in shares:
+                if share.rank == me:
+                    self.copy(total.part(share.start, share.count), place(share.start, share.stop))
+        else:
+            for share in shares:
+                mine = place(share.start, share.stop) if share.rank == me else None
+                src, root = source.part(share.start, share.count), ranks.index(share.rank)
+                self.vendor(comm, len(ranks), CollectiveKind.REDUCE, share.count, src=src, dst=mine, root=root)
 
     def home_spread(self, cluster: Cluster, region: Slice, shares: Sequence[Share]) -> None:
         """Give every rank of the cluster all of `region`, of which each rank holds its share, all at one place.
 
-        A tiling takes one all_gather, and one broadcast for what is left over; any other division one broadcast for
-        each share.
+        A tiling takes one all_gather, a few elements of many ranks one all_gather of equal blocks by way of scratch,
+        and any other division one broadcast for each share.
         """
         comm, ranks, me = cluster.home_id, cluster.ranks, self.rank
         if len(ranks) == 1:
             return
-        body = 0
         count = tile_count(shares, ranks)
         if count:
-            body = count * len(ranks)
             mine = region.part(ranks.index(me) * count, count)
-            self.vendor(comm, len(ranks), CollectiveKind.ALL_GATHER, count, src=mine, dst=region.part(0, body))
+            self.vendor(comm, len(ranks), CollectiveKind.ALL_GATHER, count, src=mine, dst=region)
+            return
+        width = max((share.count for share in shares), default=0)
+        if len({share.rank for share in shares}) == len(shares) > 2 and self._is_small(width * len(ranks)):
+            self._spread_padded(cluster, region, shares, width)
+            return
         for share in shares:
-            start = max(share.start, body)
-            if start < share.stop:
-                part = region.part(start, share.stop - start)
-                root = ranks.index(share.rank)
-                src = part if share.rank == me else None
-                self.vendor(comm, len(ranks), CollectiveKind.BROADCAST, part.count, src=src, dst=part, root=root)
+            part = region.part(share.start, share.count)
+            src, root = part if share.rank == me else None, ranks.index(share.rank)
+            self.vendor(comm, len(ranks), CollectiveKind.BROADCAST, share.count, src=src, dst=part, root=root)
+
+    def _spread_padded(self, cluster: Cluster, region: Slice, shares: Sequence[Share], width: int) -> None:
+        """Every rank gives a block of `width` elements, of which its share is the beginning."""
+        ranks, blocks = cluster.ranks, self.scratch(width * len(cluster.ranks))
+        mine = blocks.part(ranks.index(self.rank) * width, width)
+        for share in shares:
+            if share.rank == self.rank:
+                self.copy(region.part(share.start, share.count), mine.part(0, share.count))
+        self.vendor(cluster.home_id, len(ranks), CollectiveKind.ALL_GATHER, width, src=mine, dst=blocks)
+        for share in shares:
+            if share.rank != self.rank:
+                block = blocks.part(ranks.index(share.rank) * width, share.count)
+                self.copy(block, region.part(share.start, share.count))
+
+    def _is_small(self, count: int) -> bool:
+        return count * self.collective.dtype.itemsize <= SMALL_BYTES

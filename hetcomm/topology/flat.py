@@ -1,8 +1,11 @@
-"""Collectives of one group of ranks over point-to-point alone: what the built-in `ucx` vendor runs.
+"""Collectives of one group of ranks over point-to-point alone.
+
+What the built-in `ucx` vendor runs, and what hands blocks around in a job of one cluster.
 
 N ranks, S bytes as in `hetcomm.topology.bounds`, log is the logarithm to base 2 rounded up. A latency is a message
-that must wait for another. Messages up to `SMALL_BYTES` take the plan with the fewest latencies, others the one with
-the fewest bytes.
+that must wait for another. Vectors up to `SMALL_BYTES`, or where there are blocks such blocks, take the plan with the
+fewest latencies, others the one with the fewest bytes. Gather, scatter and all_to_all are in
+`hetcomm.topology.flat_exchange`.
 
 ==============  ==============================  =====================  ==========================
 collective      algorithm                       latencies              bytes sent by a rank
@@ -20,6 +23,9 @@ reduce_scatter  pairwise (small)                1                      S(N-1)/N
                 ring                            N-1                    S(N-1)/N
 ==============  ==============================  =====================  ==========================
 
+Vector forms take the same plans, according to the longest block: a rank sends all blocks but its own in a
+reduce_scatter, all but the next rank's in a ring all_gather.
+
 Sources: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in MPICH", IJHPCA
 19(1), 2005; J. Bruck et al., "Efficient Algorithms for All-to-All Communications", IEEE TPDS 8(11), 1997; E. Chan et
 al., "Collective communication: theory, practice, and experience", CCPE 19(13), 2007.
@@ -32,24 +38,31 @@ from __future__ import annotations
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Slice
-from hetcomm.topology.builder import Builder
+from hetcomm.topology import flat_exchange
+from hetcomm.topology.builder import SMALL_BYTES, Builder
 
-__all__ = ["SMALL_BYTES", "plan"]
+__all__ = ["equal_count", "plan"]
 
-SMALL_BYTES = 16 << 10
-"""Largest vector, in bytes, or for the collectives with blocks the largest block, that counts as small."""
+
+def equal_count(collective: Collective) -> int | None:
+    """Elements of each block if all have as many, also in a vector form; None: they differ."""
+    if collective.counts is None:
+        return collective.count
+    first = collective.counts[0]
+    return first if all(count == first for count in collective.counts) else None
 
 
 def plan(collective: Collective, rank: int) -> Program:
     """The program of `rank` for any collective of one group, with no vendor call."""
     builder = Builder(collective, rank)
-    source, target = builder.source(), builder.target()
-    if not collective.count:
+    if not collective.total:
         return builder.program("nothing to do")
+    source, target = builder.source(), builder.target()
     if collective.nranks == 1:
         builder.average(source, target)
         return builder.program("local copy")
-    small = collective.count * collective.dtype.itemsize <= SMALL_BYTES
+    count = equal_count(collective)
+    small = max(collective.counts or (collective.count,)) * collective.dtype.itemsize <= SMALL_BYTES
     match collective.kind:
         case CollectiveKind.ALL_REDUCE:
             name = _recursive_doubling(builder, source, target) if small else _ring_all_reduce(builder, source, target)
@@ -61,6 +74,12 @@ def plan(collective: Collective, rank: int) -> Program:
             name = _bruck(builder, source, target) if small else _ring_all_gather(builder, source, target)
         case CollectiveKind.REDUCE_SCATTER:
             name = _pairwise(builder, source, target) if small else _ring_reduce_scatter(builder, source, target)
+        case CollectiveKind.GATHER:
+            name = flat_exchange.gather(builder, source, target, count)
+        case CollectiveKind.SCATTER:
+            name = flat_exchange.scatter(builder, source, target, count)
+        case CollectiveKind.ALL_TO_ALL:
+            name = flat_exchange.all_to_all(builder, source, target, count)
     return builder.program(name)
 
 
@@ -132,7 +151,7 @@ def _ring_reduce_blocks(builder: Builder, source: Slice, mine: Slice) -> None:
     """
     rank, nranks = builder.rank, builder.collective.nranks
     before, after = (rank - 1) % nranks, (rank + 1) % nranks
-    longest = -(-source.count // nranks)
+    longest = max(_block(builder, source, number).count for number in range(nranks))
     spaces = [builder.scratch(longest), builder.scratch(longest)] if nranks > 2 else [builder.scratch(longest)]
     partial = _block(builder, source, before)
     for step in range(nranks - 1):
@@ -158,10 +177,12 @@ def _ring_gather_blocks(builder: Builder, whole: Slice) -> None:
 
 
 def _block(builder: Builder, whole: Slice, number: int) -> Slice:
-    """Block `number` of as many equal blocks as there are ranks."""
-    nranks = builder.collective.nranks
-    start = whole.count * number // nranks
-    return whole.part(start, whole.count * (number + 1) // nranks - start)
+    """Block `number` of the collective; where its vectors have none, of as many equal ones as there are ranks."""
+    collective = builder.collective
+    if collective.kind.has_blocks:
+        return whole.part(collective.block_offset(number), collective.block_count(number))
+    start = whole.count * number // collective.nranks
+    return whole.part(start, whole.count * (number + 1) // collective.nranks - start)
 
 
 def _binomial_reduce(builder: Builder, source: Slice, target: Slice) -> str:
@@ -233,31 +254,37 @@ def _ring_all_gather(builder: Builder, source: Slice, target: Slice) -> str:
 
 def _bruck(builder: Builder, source: Slice, target: Slice) -> str:
     """Blocks are numbered from this rank on; what a rank has doubles with each message."""
-    rank, nranks, count = builder.rank, builder.collective.nranks, builder.collective.count
-    work = builder.scratch(nranks * count)
-    builder.copy(source, work.part(0, count))
+    rank, nranks, offset = builder.rank, builder.collective.nranks, builder.collective.block_offset
+    to_end = target.count - offset(rank)
+    work = builder.scratch(target.count)
+
+    def numbered(number: int) -> int:
+        """Where in `work` block `number` begins: past the last rank's block they go on at rank 0's."""
+        after = rank + number
+        return offset(after) - offset(rank) if after <= nranks else to_end + offset(after - nranks)
+
+    builder.copy(source, work.part(0, source.count))
     have = 1
     while have < nranks:
         more = min(have, nranks - have)
-        builder.send(work.part(0, more * count), (rank - have) % nranks)
-        builder.recv(work.part(have * count, more * count), (rank + have) % nranks)
+        builder.send(work.part(0, numbered(more)), (rank - have) % nranks)
+        builder.recv(work.part(numbered(have), numbered(have + more) - numbered(have)), (rank + have) % nranks)
         have += more
-    to_end = (nranks - rank) * count
-    builder.copy(work.part(0, to_end), target.part(rank * count, to_end))
-    builder.copy(work.part(to_end, rank * count), target.part(0, rank * count))
+    builder.copy(work.part(0, to_end), target.part(offset(rank), to_end))
+    builder.copy(work.part(to_end, target.count - to_end), target.part(0, target.count - to_end))
     return "Bruck"
 
 
 def _pairwise(builder: Builder, source: Slice, target: Slice) -> str:
     """Each rank sends every other the block it needs and adds up what comes."""
-    rank, nranks, count = builder.rank, builder.collective.nranks, builder.collective.count
+    rank, nranks = builder.rank, builder.collective.nranks
     peers = [(rank + step) % nranks for step in range(1, nranks)]
     for peer in peers:
-        builder.send(source.part(peer * count, count), peer)
-    partials = {peer: builder.scratch(count) for peer in peers}
+        builder.send(_block(builder, source, peer), peer)
+    partials = {peer: builder.scratch(target.count) for peer in peers}
     for peer in reversed(peers):
         builder.recv(partials[peer], peer)
-    builder.copy(source.part(rank * count, count), target)
+    builder.copy(_block(builder, source, rank), target)
     for peer in reversed(peers):
         builder.reduce(partials[peer], target)
     builder.average(target, target)

@@ -2,8 +2,8 @@
 
 A division of `count` elements is a tuple of `Share`s: ascending, not empty, disjoint and together everything. A
 cluster divides its traffic over its border ranks in proportion to their uplinks. Where all its ranks are border
-ranks with equal uplinks the division is a *tiling*: one block for each rank in home order, all equal but for the
-last, which also takes what is left over; this is what a vendor's reduce_scatter and all_gather understand.
+ranks with equal uplinks and their number divides the count, the division is a *tiling*: one equal block for each rank
+in home order, which is what a vendor's reduce_scatter and all_gather understand.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import enum
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hetcomm.topology.model import Cluster, Topology
 
-__all__ = ["Direction", "Share", "blocks", "divide", "is_even", "messages", "owner_cuts", "tile_count"]
+__all__ = ["Direction", "Share", "alignment", "blocks", "divide", "is_even", "messages", "tile_count"]
 
-_RESOLUTION = 1 << 20
-_MAX_ALIGNMENT = 512
+_RESOLUTION = 1 << 52  # of a bandwidth beside the fastest
+_MIN_TILES = 16
 
 
 class Direction(enum.Enum):
@@ -53,15 +54,11 @@ def is_even(cluster: Cluster) -> bool:
 def divide(cluster: Cluster, count: int, direction: Direction) -> tuple[Share, ...]:
     """`count` elements divided over the border ranks of `cluster`, in proportion to their uplinks one way.
 
-    A border rank's share is within one element of the proportion, or in a tiling within the number of ranks.
+    Each cut between two shares is less than an element off the proportion.
     """
     border = cluster.border
     if is_even(cluster):
-        step, nborder = count // len(border), len(border)
-        if nborder == len(cluster):
-            cuts = [k * step for k in range(nborder)] + [count]
-        else:
-            cuts = [count * k // nborder for k in range(nborder + 1)]
+        cuts = [count * k // len(border) for k in range(len(border) + 1)]
     else:
         out = direction is Direction.OUT
         bandwidths = [uplink.bandwidth_out if out else uplink.bandwidth_in for uplink in cluster.uplinks]
@@ -84,8 +81,8 @@ def tile_count(shares: Sequence[Share], ranks: Sequence[int]) -> int:
     if len(shares) != len(ranks):
         return 0
     count = shares[0].count
-    tiled = all(share.start == k * count and share.rank == ranks[k] for k, share in enumerate(shares))
-    return count if tiled and shares[-1].count >= count else 0
+    tiled = all(share.count == count and share.rank == rank for share, rank in zip(shares, ranks, strict=True))
+    return count if tiled else 0
 
 
 def messages(senders: Sequence[Share], receivers: Sequence[Share]) -> Iterator[tuple[int, int, int, int]]:
@@ -99,15 +96,16 @@ def messages(senders: Sequence[Share], receivers: Sequence[Share]) -> Iterator[t
         i, j = (i + 1, j) if a.stop <= b.stop else (i, j + 1)
 
 
-def owner_cuts(topology: Topology, count: int) -> list[int]:
-    """Where the region of each cluster begins in a vector of `count` elements that the clusters own in equal parts,
-    and `count` itself at the end.
+def alignment(topology: Topology, count: int) -> int:
+    """What cuts of a vector of `count` elements should be multiples of, so that the parts are tilings everywhere.
 
-    Regions of long vectors begin at multiples of the tilings' numbers of ranks, so that they divide without rest.
+    1 where the vector is too short for that.
     """
-    nclusters = len(topology.clusters)
-    sizes = {len(cluster) for cluster in topology.clusters if len(cluster) == len(cluster.border)}
-    unit = math.lcm(*sizes)
-    if unit > _MAX_ALIGNMENT or count < 16 * nclusters * unit:
-        unit = 1
-    return [count // unit * k // nclusters * unit for k in range(nclusters)] + [count]
+    unit = _tiles(topology)
+    return unit if count >= _MIN_TILES * len(topology.clusters) * unit else 1
+
+
+@lru_cache(maxsize=64)
+def _tiles(topology: Topology) -> int:
+    """The least number that all clusters divide whose ranks are all border ranks."""
+    return math.lcm(*{len(cluster) for cluster in topology.clusters if len(cluster) == len(cluster.border)})

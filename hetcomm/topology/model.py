@@ -6,7 +6,8 @@ The rules of this file:
   `TopologyError` that names the cluster, the rank and the remedy.
 * The order of `Cluster.ranks` is the order of the home communicator, and the border communicator and the uplinks
   follow it. Ranks of a cluster need not be consecutive.
-* What is asked once per plan (`cluster_of`, `fingerprint`, `hash`) takes constant time in a job of any size.
+* What is asked once per plan (`cluster_of`, `position`, `border_position`, `order`, `fingerprint`, `hash`) takes
+  constant time in a job of any size: it is worked out when the topology is made.
 
 Bandwidths are in bytes/s, latencies in seconds.
 """
@@ -14,10 +15,12 @@ Bandwidths are in bytes/s, latencies in seconds.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from os import PathLike
 
 from hetcomm.errors import TopologyError
@@ -30,6 +33,10 @@ DEFAULT_BANDWIDTH = 1e9
 
 DEFAULT_LATENCY = 5e-6
 """Seconds a message takes over an uplink that states none."""
+
+_RESOLUTION = 1 << 52  # of a bandwidth beside the fastest
+_MAX_UNIT = 512
+_Positions = range | Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,9 @@ class Cluster:
         ranks: In the order of the home communicator; consecutive ones are kept as a `range`.
         uplinks: One for each border rank; they are put into the order of `ranks`.
         hosts: The host of each rank, in the order of `ranks`; empty where they are not known.
+        site: Where it stands, from the largest to the smallest with slashes between, such as 'hall 1/rack 3'. Clusters
+        of
+            one site are nearer to each other than to others, so that data enters and leaves a site as seldom as can be.
 
     Raises:
         TopologyError: No rank, a rank twice, an uplink of a rank outside, two uplinks of one rank.
@@ -89,8 +99,17 @@ class Cluster:
     ranks: Sequence[int]
     uplinks: tuple[Uplink, ...] = ()
     hosts: tuple[str, ...] = ()
+    site: str = ""
     border: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """The border ranks, in the order of the border communicator."""
+    is_even: bool = field(init=False, repr=False, compare=False)
+    """Whether all uplinks have the same bandwidths."""
+    weights_out: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Running sums of the uplinks' bandwidths out as whole numbers, from 0 on; empty where `is_even`."""
+    weights_in: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The same of their bandwidths in."""
+    _positions: _Positions = field(init=False, repr=False, compare=False)
+    _border_positions: _Positions = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for what, text in (("name", self.name), ("vendor", self.vendor)):
@@ -100,13 +119,17 @@ class Cluster:
                     remedy="Use a string of one or more printable characters.",
                 )
         where = f"cluster {self.name!r}"
+        if not isinstance(self.site, str) or (self.site and not self.site.isprintable()):
+            raise TopologyError(
+                f"{where}: site {self.site!r} cannot be used", remedy="Use printable characters, or leave it out."
+            )
         object.__setattr__(self, "ranks", _compact(self.ranks, where))
         object.__setattr__(self, "uplinks", tuple(self.uplinks))
         object.__setattr__(self, "hosts", tuple(self.hosts))
         if not self.ranks:
             raise TopologyError(f"{where} has no ranks", remedy="Give it a rank, or leave the cluster out.")
-        numbers = {rank: number for number, rank in enumerate(self.ranks)} if isinstance(self.ranks, tuple) else None
-        if numbers is not None and len(numbers) != len(self.ranks):
+        object.__setattr__(self, "_positions", _positions(self.ranks))
+        if len(self._positions) != len(self.ranks):
             twice = _repeated(self.ranks)
             raise TopologyError(f"{where} names rank {twice} twice", remedy="Name each rank once.")
         if self.hosts and len(self.hosts) != len(self.ranks):
@@ -115,22 +138,44 @@ class Cluster:
                 remedy="Give one host for each rank, in the order of the ranks, or none.",
             )
         for uplink in self.uplinks:
-            if uplink.rank not in (self.ranks if numbers is None else numbers):
+            if uplink.rank not in self._positions:
                 raise TopologyError(
                     f"{where} has an uplink to nowhere: rank {uplink.rank} is none of its ranks",
                     remedy=f"Use one of {_show(self.ranks)}.",
                 )
-        position = self.ranks.index if numbers is None else numbers.__getitem__
-        object.__setattr__(self, "uplinks", tuple(sorted(self.uplinks, key=lambda uplink: position(uplink.rank))))
+        object.__setattr__(self, "uplinks", tuple(sorted(self.uplinks, key=lambda uplink: self.position(uplink.rank))))
         object.__setattr__(self, "border", tuple(uplink.rank for uplink in self.uplinks))
-        if len(set(self.border)) != len(self.border):
+        object.__setattr__(self, "_border_positions", _positions(self.border))
+        if len(self._border_positions) != len(self.border):
             raise TopologyError(
                 f"{where} has two uplinks of rank {_repeated(self.border)}",
                 remedy="State one uplink with the sum of their bandwidths: the transport uses all devices of a rank.",
             )
+        even = len({(uplink.bandwidth_out, uplink.bandwidth_in) for uplink in self.uplinks}) <= 1
+        object.__setattr__(self, "is_even", even)
+        for name in ("out", "in"):
+            speeds = [] if even else [getattr(uplink, f"bandwidth_{name}") for uplink in self.uplinks]
+            object.__setattr__(self, f"weights_{name}", _running_weights(speeds))
 
     def __len__(self) -> int:
         return len(self.ranks)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The parts of `site`, from the largest on; none where it stands nowhere in particular."""
+        return tuple(self.site.split("/")) if self.site else ()
+
+    def position(self, rank: int) -> int:
+        """The number of `rank`, which is one of `ranks`, in the home communicator."""
+        found = self._positions
+        return rank - found.start if isinstance(found, range) else found[rank]
+
+    def border_position(self, rank: int) -> int | None:
+        """The number of `rank` in the border communicator; None if it is no border rank."""
+        found = self._border_positions
+        if rank not in found:
+            return None
+        return rank - found.start if isinstance(found, range) else found[rank]
 
     @property
     def home_id(self) -> CommId:
@@ -154,6 +199,18 @@ class Topology:
 
     clusters: tuple[Cluster, ...]
     nranks: int = field(init=False, repr=False, compare=False)
+    order: tuple[int, ...] | None = field(init=False, repr=False, compare=False)
+    """The clusters by their first rank, where each has consecutive ranks; None where one has not."""
+    places: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """For each cluster its place in `order`; empty where that is None."""
+    rails: int = field(init=False, repr=False, compare=False)
+    """Ranks of each cluster where all have equally many, each one a border rank, with equal uplinks; else 0."""
+    nborder: int = field(init=False, repr=False, compare=False)
+    """Border ranks of all clusters."""
+    has_sites: bool = field(init=False, repr=False, compare=False)
+    """Whether any cluster stands in a site."""
+    unit: int = field(init=False, repr=False, compare=False)
+    """The least number that the numbers of border ranks of all clusters divide, 1 where it is above 512."""
     _index: array[int] = field(init=False, repr=False, compare=False)
     _fingerprint: str = field(init=False, repr=False, compare=False)
 
@@ -175,7 +232,26 @@ class Topology:
                         f"cluster {cluster.name!r} has no uplink, so no rank of it reaches the other clusters",
                         remedy=f"Give one or more of its ranks {_show(cluster.ranks)} an uplink.",
                     )
+        self._look_around()
         object.__setattr__(self, "_fingerprint", hashlib.sha256(repr(self.clusters).encode()).hexdigest())
+
+    def _look_around(self) -> None:
+        clusters = self.clusters
+        order: tuple[int, ...] | None = None
+        places = [0] * len(clusters)
+        if all(isinstance(cluster.ranks, range) for cluster in clusters):
+            order = tuple(sorted(range(len(clusters)), key=lambda index: clusters[index].ranks[0]))
+            for place, index in enumerate(order):
+                places[index] = place
+        sizes = {len(cluster) if cluster.is_even else 0 for cluster in clusters}
+        sizes |= {len(cluster.border) for cluster in clusters}
+        unit = math.lcm(*{len(cluster.border) or 1 for cluster in clusters})
+        object.__setattr__(self, "nborder", sum(len(cluster.border) for cluster in clusters))
+        object.__setattr__(self, "has_sites", any(cluster.site for cluster in clusters))
+        object.__setattr__(self, "order", order)
+        object.__setattr__(self, "places", tuple(places) if order is not None else ())
+        object.__setattr__(self, "rails", sizes.pop() if len(sizes) == 1 else 0)
+        object.__setattr__(self, "unit", unit if unit <= _MAX_UNIT else 1)
 
     def __hash__(self) -> int:
         return hash(self._fingerprint)
@@ -263,6 +339,23 @@ def _compact(ranks: Iterable[int], where: str) -> Sequence[int]:
         if ranks and ranks == tuple(range(ranks[0], ranks[0] + len(ranks))):
             return range(ranks[0], ranks[0] + len(ranks))
     return ranks
+
+
+def _positions(ranks: Sequence[int]) -> _Positions:
+    """What gives the position of each of `ranks`; a range where they are consecutive, to save memory."""
+    if isinstance(ranks, range) and ranks.step == 1:
+        return ranks
+    if ranks and tuple(ranks) == tuple(range(ranks[0], ranks[0] + len(ranks))):
+        return range(ranks[0], ranks[0] + len(ranks))
+    return {rank: number for number, rank in enumerate(ranks)}
+
+
+def _running_weights(speeds: Sequence[float]) -> tuple[int, ...]:
+    """0 and the sums of the first one, two, ... of `speeds` beside the fastest; empty if there are none."""
+    if not speeds:
+        return ()
+    fastest = max(speeds)
+    return tuple(accumulate((max(1, round(speed / fastest * _RESOLUTION)) for speed in speeds), initial=0))
 
 
 def _cluster_indices(clusters: Sequence[Cluster], nranks: int) -> array[int]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from functools import lru_cache
 
 from hetcomm.errors import TopologyError
-from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Program, Schedule
-from hetcomm.topology import bounds, hierarchical, home
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Program, Schedule, VendorCall
+from hetcomm.topology import bounds, cascade, circulant, exchange, hierarchical, home
 from hetcomm.topology.model import Topology
+from hetcomm.topology.tuning import RULES, Tuning
 
-__all__ = ["plan", "schedule", "why"]
+__all__ = ["is_large", "plan", "schedule", "why"]
 
 _CACHED_PLANS = 1024
+_EXCHANGES = (CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL)
 
 
 @lru_cache(maxsize=_CACHED_PLANS)
-def plan(collective: Collective, topology: Topology, rank: int) -> Program:
+def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES) -> Program:
     """The program of `rank` for `collective`; the most recently used ones are kept.
 
     The steps that touch other ranks do not depend on `collective.in_place`, so ranks may differ in it.
@@ -28,32 +30,54 @@ def plan(collective: Collective, topology: Topology, rank: int) -> Program:
     topology.cluster_index(rank)  # raises unless it is a rank
     if len(topology.clusters) == 1:
         return home.plan(collective, topology, rank)
-    return hierarchical.plan(collective, topology, rank)
+    if collective.kind in _EXCHANGES:
+        return exchange.plan(collective, topology, rank)
+    if is_large(topology, tuning):
+        if circulant.fits(collective, topology):
+            return circulant.plan(collective, topology, rank)
+        if cascade.fits(collective, topology):
+            return cascade.plan(collective, topology, rank)
+    return hierarchical.plan(collective, topology, rank, tuning)
 
 
-def schedule(collective: Collective, topology: Topology) -> Schedule:
+def is_large(topology: Topology, tuning: Tuning = RULES) -> bool:
+    """Whether steps in proportion to the clusters and their border ranks are too many."""
+    if topology.has_sites:
+        return False
+    return len(topology.clusters) > tuning.many_clusters or topology.nborder > tuning.many_border_ranks
+
+
+def schedule(collective: Collective, topology: Topology, tuning: Tuning = RULES) -> Schedule:
     """The programs of all ranks, for tests and tools; errors as `plan`."""
-    programs = tuple(plan.__wrapped__(collective, topology, rank) for rank in range(topology.nranks))
+    programs = tuple(plan.__wrapped__(collective, topology, rank, tuning) for rank in range(topology.nranks))
     return Schedule(collective, programs, topology.communicators())
 
 
-def why(collective: Collective, topology: Topology) -> str:
+def why(collective: Collective, topology: Topology, tuning: Tuning = RULES) -> str:
     """One sentence that says which plan it is and why; errors as `plan`."""
     _check(collective, topology)
     name, clusters = collective.kind.value, topology.clusters
-    if not collective.count:
+    if not collective.total:
         return f"{name} of no elements: nothing to do."
     if topology.nranks == 1:
         return f"{name} over one rank: a local copy."
     if len(clusters) == 1:
         only = clusters[0]
-        return f"{name} over one cluster, {only.name!r}: one call of vendor {only.vendor!r} over its {len(only)} ranks."
+        called = any(isinstance(step, VendorCall) for step in plan(collective, topology, only.ranks[0], tuning).steps)
+        how = f"calls of vendor {only.vendor!r}" if called else "messages"
+        return f"{name} over one cluster, {only.name!r}: {how} over its {len(only)} ranks."
     least = bounds.least_total(collective, topology)
-    phases = "home phase, border reduction, home phase" if collective.kind.reduces else "home phase, border phase"
+    border = sum(len(cluster.border) for cluster in clusters)
     return (
-        f"{name} over {len(clusters)} clusters with {sum(len(cluster.border) for cluster in clusters)} border ranks: "
-        f"hierarchical ({phases}), since it moves {least} bytes between clusters, the least there can be."
+        f"{name} over {len(clusters)} clusters with {border} border ranks: {_shape(collective, topology, tuning)}, "
+        f"since it moves {least} bytes between clusters, the least there can be."
     )
+
+
+def _shape(collective: Collective, topology: Topology, tuning: Tuning) -> str:
+    phases = "home phase, border reduction, home phase" if collective.kind.reduces else "home phase, border phase"
+    algorithm = plan(collective, topology, topology.clusters[0].border[0], tuning).algorithm
+    return f"{algorithm} ({phases})"
 
 
 def _check(collective: Collective, topology: Topology) -> None:

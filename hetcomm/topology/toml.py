@@ -5,6 +5,7 @@
     vendor = "mpi"
     ranks = "0-3"               # or "0-3, 8", or [0, 1, 2, 3]; the order is the home communicator's
     hosts = ["a", "a", "b", "b"]    # optional, one for each rank
+    site = "hall 1/rack 3"      # optional: where it stands, the largest first
 
     [[cluster.uplink]]          # one for each border rank
     rank = 0
@@ -88,6 +89,8 @@ def dumps(topology: Topology) -> str:
         ]
         if cluster.hosts:
             lines.append(f"hosts = [{', '.join(map(_quoted, cluster.hosts))}]")
+        if cluster.site:
+            lines.append(f"site = {_quoted(cluster.site)}")
         lines.append("")
         for uplink in cluster.uplinks:
             lines += ["[[cluster.uplink]]", f"rank = {uplink.rank}"]
@@ -107,7 +110,7 @@ def _quoted(text: str) -> str:
 def _cluster(index: int, table: dict[str, Any]) -> Cluster:
     name = table.get("name", f"cluster{index}")
     where = f"cluster {name!r}"
-    _check_keys(table, {"name", "vendor", "ranks", "hosts", "uplink"}, where)
+    _check_keys(table, {"name", "vendor", "ranks", "hosts", "site", "uplink"}, where)
     for key in ("vendor", "ranks"):
         if key not in table:
             raise TopologyError(f"{where} has no {key}", remedy=f"Add a line '{key} = ...' to it.")
@@ -117,7 +120,7 @@ def _cluster(index: int, table: dict[str, Any]) -> Cluster:
             f"{where}: hosts {hosts!r} is not a list of strings", remedy="Give one string for each rank."
         )
     uplinks = tuple(_uplink(each, where) for each in _tables(table, "uplink", where))
-    return Cluster(name, table["vendor"], _ranks(table["ranks"], where), uplinks, tuple(hosts))
+    return Cluster(name, table["vendor"], _ranks(table["ranks"], where), uplinks, tuple(hosts), table.get("site", ""))
 
 
 def _uplink(table: dict[str, Any], where: str) -> Uplink:

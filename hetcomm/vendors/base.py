@@ -19,6 +19,7 @@ from hetcomm.schedule.steps import Program
 from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
 
 __all__ = [
+    "COLLECTIVES",
     "Availability",
     "Capabilities",
     "Group",
@@ -27,6 +28,18 @@ __all__ = [
     "Vendor",
     "VendorCommunicator",
 ]
+
+
+COLLECTIVES = frozenset(
+    {
+        CollectiveKind.ALL_REDUCE,
+        CollectiveKind.REDUCE,
+        CollectiveKind.BROADCAST,
+        CollectiveKind.ALL_GATHER,
+        CollectiveKind.REDUCE_SCATTER,
+    }
+)
+"""What hetcomm asks of vendors, in the uniform forms only: it moves everything else by messages of its own."""
 
 
 class Group(Protocol):
@@ -114,6 +127,8 @@ class Capabilities:
     def takes(self, collective: Collective, memory: MemoryKind = MemoryKind.HOST) -> bool:
         """Whether `start` accepts this collective."""
         if memory not in self.memory or collective.kind not in self.collectives or collective.dtype not in self.dtypes:
+            return False
+        if collective.counts is not None:
             return False
         op = collective.op
         return op is None or (op in self.ops and (collective.dtype, op) not in self.refused)

@@ -6,7 +6,8 @@ and every rank decodes the same bits, so that results stay bit-identical:
 ===========  =========================  ==================================================================
 ordered      min, max of floats         as integers that sort like the floats, with NaN beyond all of them,
                                         since libraries compare with `<` and lose NaN
-widened      sum, prod of small types   as float32 or int32, rounded or truncated once at the end
+shifted      min, max of unsigned       as signed integers, less half of their range
+widened      small types                as float32 or int32, rounded or truncated once at the end
 pairs        sum of complex             as sums of twice as many reals, nothing is copied
 gathered     anything else              all inputs are gathered, each rank combines them in rank order
 ===========  =========================  ==================================================================
@@ -175,7 +176,9 @@ def start(
             return _start_pairs(call, native)
         case dtype, (ReduceKind.MIN | ReduceKind.MAX) as op if dtype in _FLOATS:
             return _start_encoded(call, native, _ordered(dtype, op))
-        case dtype, (ReduceKind.SUM | ReduceKind.PROD) as op if dtype.itemsize < 4:
+        case dtype, (ReduceKind.MIN | ReduceKind.MAX) as op if dtype.itemsize >= 4 and not dtype.is_signed:
+            return _start_encoded(call, native, _shifted(dtype, op))
+        case dtype, ReduceKind() as op if dtype.itemsize < 4:
             return _start_encoded(call, native, _widened(dtype, op))
         case _:
             return _start_gathered(call, native)
@@ -228,6 +231,18 @@ def _widened(dtype: DataType, op: ReduceKind) -> _Detour:
             out[:] = wide.astype(out.dtype)
 
     return _Detour(travelling, op, lambda values: values.astype(travelling.value), decode)
+
+
+@lru_cache
+def _shifted(dtype: DataType, op: ReduceKind) -> _Detour:
+    """Unsigned integers as signed ones, with the first bit inverted, so that they sort alike."""
+    travelling = {4: DataType.INT32, 8: DataType.INT64}[dtype.itemsize]
+    first = np.array(1 << 8 * dtype.itemsize - 1, dtype.value)
+
+    def decode(shifted: Array, out: Array) -> None:
+        np.bitwise_xor(shifted.view(out.dtype), first, out=out)
+
+    return _Detour(travelling, op, lambda values: (values ^ first).view(travelling.value), decode)
 
 
 def _start_encoded(call: _Call, native: Native, detour: _Detour) -> Operation:

@@ -150,7 +150,7 @@ class HostCommunicator:
 
     def _begin(self, collective: Collective, in_memory: Memory | None, out_memory: Memory | None) -> Operation:
         if collective.op is not None and (collective.dtype, collective.op) in self._capabilities.composed:
-            return compose.start(collective, self._rank, in_memory, out_memory, self._native)
+            return compose.start(collective, self._rank, in_memory, out_memory, self._begin)
         return self._native(collective, in_memory, out_memory)
 
     def _native(self, collective: Collective, in_memory: Memory | None, out_memory: Memory | None) -> Operation:

@@ -24,7 +24,15 @@ from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import compose
-from hetcomm.vendors.base import Availability, Capabilities, Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.vendors.base import (
+    COLLECTIVES,
+    Availability,
+    Capabilities,
+    Group,
+    Operation,
+    ProgramRunner,
+    VendorCommunicator,
+)
 from hetcomm.vendors.host import HostCommunicator
 
 __all__ = ["MpiVendor"]
@@ -41,7 +49,7 @@ _COMPLEX = (DataType.COMPLEX64, DataType.COMPLEX128)
 
 _CAPABILITIES = Capabilities(
     memory=frozenset({MemoryKind.HOST}),
-    collectives=frozenset(CollectiveKind),
+    collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset(_OPS),
     refused=frozenset((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.MIN, ReduceKind.MAX)),
@@ -188,6 +196,8 @@ class _MpiLibrary:
                 return _Request(comm.Iallgather(src, self._view(out_memory, collective.count)))
             case CollectiveKind.REDUCE_SCATTER:
                 return self._reduce_scatter(collective, rank, in_memory, out_memory, op)
+            case kind:
+                raise VendorError(f"{kind.value} is not what vendors are asked for")
 
     def _reduce_scatter(
         self, collective: Collective, rank: int, in_memory: Memory | None, out_memory: Memory | None, op: Any

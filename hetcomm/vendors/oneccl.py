@@ -28,7 +28,15 @@ from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import compose
-from hetcomm.vendors.base import Availability, Capabilities, Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.vendors.base import (
+    COLLECTIVES,
+    Availability,
+    Capabilities,
+    Group,
+    Operation,
+    ProgramRunner,
+    VendorCommunicator,
+)
 from hetcomm.vendors.host import HostCommunicator
 
 __all__ = ["OneCclVendor"]
@@ -73,7 +81,7 @@ _COMPLEX = (DataType.COMPLEX64, DataType.COMPLEX128)
 
 _CAPABILITIES = Capabilities(
     memory=frozenset({MemoryKind.HOST}),
-    collectives=frozenset(CollectiveKind),
+    collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset(_OPS),
     refused=frozenset((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.MIN, ReduceKind.MAX)),

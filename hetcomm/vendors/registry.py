@@ -19,6 +19,7 @@ ENTRY_POINT_GROUP = "hetcomm.vendors"
 _BUILT_IN = {
     "mpi": ("hetcomm.vendors.mpi", "MpiVendor"),
     "oneccl": ("hetcomm.vendors.oneccl", "OneCclVendor"),
+    "gloo": ("hetcomm.vendors.gloo", "GlooVendor"),
     "ucx": ("hetcomm.vendors.ucx", "UcxVendor"),
 }
 

@@ -8,23 +8,34 @@ from __future__ import annotations
 from functools import lru_cache
 
 from hetcomm.errors import VendorError
-from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Program
 from hetcomm.topology import flat
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
-from hetcomm.vendors.base import Availability, Capabilities, Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.vendors.base import (
+    COLLECTIVES,
+    Availability,
+    Capabilities,
+    Group,
+    Operation,
+    ProgramRunner,
+    VendorCommunicator,
+)
 
 __all__ = ["UcxVendor"]
 
 _CAPABILITIES = Capabilities(
     memory=frozenset({MemoryKind.HOST}),
-    collectives=frozenset(CollectiveKind),
+    collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset({ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX}),
     refused=frozenset(
         (dtype, op) for dtype in (DataType.COMPLEX64, DataType.COMPLEX128) for op in (ReduceKind.MIN, ReduceKind.MAX)
     ),
 )
+
+
+_CROWD = 16
 
 
 @lru_cache(maxsize=256)
@@ -57,6 +68,7 @@ class _UcxCommunicator:
         self._runner: ProgramRunner | None = runner
         self._state = "open"
         self._running: list[Operation] = []
+        self._crowd = _CROWD  # how many are kept before it is seen which of them are over
 
     @property
     def rank(self) -> int:
@@ -81,7 +93,9 @@ class _UcxCommunicator:
         refusal = _CAPABILITIES.refusal(collective, kind)
         if refusal is not None:
             raise self._error(refusal, "Use another vendor for these ranks.")
-        self.progress()
+        if len(self._running) >= self._crowd:
+            self.progress()
+            self._crowd = 2 * len(self._running) + _CROWD
         operation = self._runner.start(_plan(collective, self._rank), in_memory, out_memory)
         self._running.append(operation)
         return operation

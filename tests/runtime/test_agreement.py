@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hetcomm.communicator import Communicator
+from hetcomm.communicator import Communicator, Work
 from hetcomm.errors import (
     CollectiveTimeoutError,
     HetcommError,
@@ -56,7 +56,30 @@ BAD_ARGUMENTS: dict[str, tuple[Callable[[Communicator], object], str, str]] = {
     "gathered": (lambda c: c.all_gather(np.zeros(4), np.zeros(13)), "out_array", "multiple of the 3"),
     "count": (lambda c: c.all_gather(np.zeros(4), np.zeros(12), count=3), "count", "Leave it out"),
     "timeout": (lambda c: c.all_reduce(np.zeros(4), timeout=-1), "timeout", "positive"),
+    "in the background": (lambda c: c.all_reduce(np.zeros(10)[::2], async_op=True), "in_array", "contiguous"),
+    "gather root": (lambda c: c.gather(np.zeros(2), np.zeros(6), root=7), "root", "0 to 2"),
+    "scatter size": (lambda c: c.scatter(np.zeros(4), np.zeros(1), root=c.rank), "in_array", "multiple of the 3"),
+    "all_to_all size": (lambda c: c.all_to_all(np.zeros(5)), "in_array", "multiple of the 3"),
+    "counts": (lambda c: c.all_gather_v(np.zeros(1), np.zeros(3), [1, 1]), "counts", "one for each rank"),
+    "negative count": (lambda c: c.reduce_scatter_v(np.zeros(3), np.zeros(1), [1, -1, 3]), "counts", "numbers of"),
+    "displs": (lambda c: c.all_gather_v(np.zeros(1), np.zeros(9), [1, 1, 1], [0, 0, 2]), "displs", "Leave room"),
+    "too small": (lambda c: c.gather_v(np.zeros(2), np.zeros(5), [2, 2, 2], root=c.rank), "out_array", "must have 6"),
+    "part": (lambda c: c.scatter_v(np.zeros(6), np.zeros(3), [2, 2, 2], root=c.rank), "out_array", "must have 2"),
+    "splits": (lambda c: c.all_to_all_v(np.zeros(3), np.zeros(3), [1, 1, 1], [1, 1, -1]), "out_counts", "numbers of"),
+    "exchange": (lambda c: c.all_to_all_v(np.zeros(3), np.zeros(2), [1] * 3, [1] * 3), "out_array", "must have 3"),
+    "persistent": (lambda c: c.all_reduce_init(np.zeros(3), op="median"), "op", "'sum'"),
+    "grouped split": (lambda c: in_group(c, lambda: c.split(0)), "split", "before the group"),
+    "grouped": (lambda c: in_group(c, lambda: c.broadcast(np.zeros(3), root=5)), "root", "0 to 2"),
+    "group": (lambda c: in_group(c, lambda: (c.barrier(), c.barrier(), 1 / 0)), "ZeroDivisionError", "division"),
 }
+
+
+def in_group(comm: Communicator, call: Callable[[], object]) -> None:
+    try:
+        with comm.group():
+            call()
+    except ZeroDivisionError as error:
+        raise UsageError(f"here it was ZeroDivisionError: {error}", rank=comm.rank) from error
 
 
 def overlapping(comm: Communicator) -> None:
@@ -95,8 +118,8 @@ def test_all_ranks_agree_whether_a_refused_call_had_begun(begun: bool) -> None:
     def job(comm: Communicator) -> tuple[HetcommError | None, HetcommError | None]:
         comms[comm.rank] = comm
         assert works(comm)  # now the plan is cached, so ranks begin without asking
-        first = comms[0]._agreement
-        while begun and comm.rank == 2 and not (first.next_call == 2 and first._moved):
+        first = comms[0]._parts.agreement
+        while begun and comm.rank == 2 and not (first.next_call == 2 and 1 in first._open and first._open[1].begun):
             pass
         array = np.zeros(10)[::2] if comm.rank == 2 else np.zeros(5)
         return caught(lambda: comm.all_reduce(array)), caught(lambda: comm.barrier())
@@ -117,7 +140,28 @@ DISAGREEMENTS: dict[str, Callable[[Communicator, bool], object]] = {
     "root": lambda c, odd: c.broadcast(np.zeros(6), root=int(odd)),
     "kind": lambda c, odd: c.barrier() if odd else c.all_reduce(np.zeros(6)),
     "split": lambda c, odd: c.split(0) if odd else c.all_reduce(np.zeros(6)),
+    "gather or scatter": lambda c, odd: (
+        (c.gather if odd else c.scatter)(np.zeros(6), np.zeros(18 if odd else 2), 0)
+        if c.rank == 0
+        else (c.gather(np.zeros(6)) if odd else c.scatter(None, np.zeros(2)))
+    ),
+    "gather root": lambda c, odd: c.gather(np.zeros(2), np.zeros(6), root=1 + odd),
+    "counts": lambda c, odd: c.all_gather_v(np.zeros(2 - odd), np.zeros(6 - 3 * odd), [2 - odd] * 3),
+    "dtype of all_to_all_v": lambda c, odd: c.all_to_all_v(
+        np.zeros(3, "f4" if odd else "f8"), np.zeros(3, "f4" if odd else "f8"), [1] * 3, [1] * 3
+    ),
+    "in the background": lambda c, odd: waited(c.all_reduce(np.zeros(5 if odd else 6), async_op=True)),
+    "persistent": lambda c, odd: c.all_reduce_init(np.zeros(6)) if odd else c.all_reduce(np.zeros(6)),
+    "group": lambda c, odd: in_group(c, lambda: [c.all_reduce(np.zeros(6)) for _ in range(2 + odd)]),
+    "order in a group": lambda c, odd: in_group(
+        c, lambda: [c.broadcast(np.zeros(6), root) for root in ((0, 1) if odd else (1, 0))]
+    ),
 }
+
+
+def waited(work: Work | None) -> None:
+    assert work is not None
+    work.wait()
 
 
 @pytest.mark.parametrize("name", DISAGREEMENTS)
@@ -213,11 +257,11 @@ def test_closing_waits_for_a_rank_that_is_still_busy(late: int) -> None:
 
     def job(comm: Communicator) -> bool:
         comm.barrier()
-        agreement = comm._agreement
+        agreement = comm._parts.agreement
         if comm.rank == late:
             while len(waiting) < NRANKS - 1 or (comm.rank == 0 and len(agreement._closing) < NRANKS - 1):
-                comm._transport.progress()
-                agreement.poll_and_check()
+                comm._parts.job.transport.progress()
+                agreement.poll()
         else:
             waiting.add(comm.rank)
         comm.close()

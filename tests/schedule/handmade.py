@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -179,6 +180,80 @@ def one_vendor_call(what: Collective) -> Schedule:
     return build(what, programs, 0, {WORLD: tuple(reversed(range(n))) if backwards else tuple(range(n))})
 
 
+def alike(what: Collective) -> list[Collective]:
+    """Every rank passes the same."""
+    return [what] * what.nranks
+
+
+def sent_block(form: Collective, rank: int, target: int) -> Slice:
+    """What `rank` has for `target`, in a collective that only moves or that scatters."""
+    buffer = OUT if form.in_place else IN
+    if form.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER):
+        return Slice(buffer, form.in_offset(rank), form.block_count(rank))
+    return Slice(buffer, *list(form.in_blocks(rank))[target])
+
+
+def taken_block(form: Collective, rank: int, source: int) -> Slice:
+    """Where `rank` puts what `source` has for it."""
+    if form.kind is CollectiveKind.SCATTER:
+        return Slice(OUT, form.out_offset(rank), form.block_count(rank))
+    return Slice(OUT, *list(form.out_blocks(rank))[source])
+
+
+def direct_moves(forms: Sequence[Collective]) -> Schedule:
+    """all_gather, gather, scatter or all_to_all, each block straight to its place; `forms` is what each rank passes."""
+    what = forms[0]
+    sends = range(what.nranks) if what.kind is not CollectiveKind.SCATTER else [what.root]
+    takes = range(what.nranks) if what.kind is not CollectiveKind.GATHER else [what.root]
+    programs: list[list[Step]] = []
+    for rank, form in enumerate(forms):
+        steps: list[Step] = []
+        base = IN
+        if form.kind is CollectiveKind.ALL_TO_ALL and form.in_place:
+            base, size = SCRATCH, form.in_count(rank)  # the input is overwritten
+            steps.append(Copy(Slice(OUT, 0, size), Slice(SCRATCH, 0, size)))
+        for other in [*range(rank, what.nranks), *range(rank)]:
+            if rank in sends and other in takes:
+                block = sent_block(form, rank, other)
+                block = Slice(SCRATCH, block.offset, block.count) if base is SCRATCH else block
+                if rank != other:
+                    steps.append(Send(block, other))
+                elif base is IN and block != taken_block(form, rank, rank):
+                    steps.append(Copy(block, taken_block(form, rank, rank)))
+            if rank in takes and other in sends and rank != other:
+                steps.append(Recv(taken_block(form, rank, other), other))
+        programs.append(steps)
+    return with_forms(build(what.agreed(), programs, max(what.in_count(rank) for rank in range(what.nranks))), forms)
+
+
+def direct_reduce_scatter_v(forms: Sequence[Collective]) -> Schedule:
+    """Each block to its owner, who adds them up in rank order."""
+    what = forms[0]
+    programs: list[list[Step]] = []
+    for rank, form in enumerate(forms):
+        size = what.block_count(rank)
+        total, spare = Slice(SCRATCH, 0, size), Slice(SCRATCH, size, size)
+        steps: list[Step] = [Send(sent_block(form, rank, peer), peer) for peer in range(what.nranks) if peer != rank]
+        for peer in range(what.nranks):
+            part = spare if peer else total
+            steps.append(Recv(part, peer) if peer != rank else Copy(sent_block(form, rank, rank), part))
+            steps += [Reduce(part, total, combining(what))] if peer else []
+        steps += [*averaged(what, total), Copy(total, Slice(OUT, form.out_offset(rank), size))]
+        programs.append(steps)
+    return with_forms(build(what.agreed(), programs, 2 * max(what.counts or (what.count,))), forms)
+
+
+def with_forms(schedule: Schedule, forms: Sequence[Collective]) -> Schedule:
+    """The same programs, each for what its rank passes."""
+    programs = [replace(program, collective=form) for program, form in zip(schedule.programs, forms, strict=True)]
+    return replace(schedule, programs=tuple(programs))
+
+
+def direct(forms: Sequence[Collective]) -> Schedule:
+    """One of the two above."""
+    return direct_reduce_scatter_v(forms) if forms[0].kind.reduces else direct_moves(forms)
+
+
 def bordered_all_reduce(what: Collective) -> Schedule:
     """Two clusters of `nranks / 2`, at least two each, that share one vector: border reduction by the vendor.
 
@@ -241,6 +316,8 @@ def examples(nranks: int, count: int, op: str, root: int, in_place: bool) -> lis
         add(one_vendor_call, "reduce", op, root)
     add(one_vendor_call, "broadcast", None, root)
     add(one_vendor_call, "all_gather")
+    for kind in ("gather", "scatter", "all_to_all"):
+        add(lambda what: direct(alike(what)), kind, None, root if kind != "all_to_all" else None)
     return made
 
 
@@ -266,6 +343,6 @@ def check_numbers(schedule: Schedule, seeds: Sequence[int]) -> None:
                 if what.op is None:
                     assert one.tobytes() == other.tobytes(), (rank, seed)
                 numpy.testing.assert_allclose(one, other, rtol=1e-4)
-                if what.kind is CollectiveKind.ALL_REDUCE:
+                if what.kind.is_same_everywhere:
                     assert got[0] is not None
                     assert one.tobytes() == got[0].tobytes(), (rank, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,14 +178,16 @@ def test_dependencies_of_many_steps_stay_few() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(1, 8), st.integers(0, 3)), max_size=30))
 def test_interval_map_is_an_array(writes: list[tuple[int, int, int]]) -> None:
-    array, runs = [9] * 30, IntervalMap(30, 9)
+    array, held = [9] * 30, IntervalMap(30, 9)
     for start, count, value in writes:
         array[start : start + count] = [value] * count
-        runs.assign(start, start + count, value)
+        held.assign(start, start + count, value)
         for low, high in ((0, 30), (start, start + count), (start // 2, start + 1)):
-            found = runs.runs(low, high)
-            assert [value for a, b, value in found for _ in range(a, b)] == array[low:high]
-            assert (found[0][0], found[-1][1]) == (low, high)
+            bounds, values = held.runs(low, high)
+            runs = zip(pairwise(bounds), values, strict=True)
+            assert [each for (a, b), each in runs for _ in range(a, b)] == array[low:high]
+            assert (bounds[0], bounds[-1]) == (low, high)
+            assert all(one != other for one, other in pairwise(values))
 
 
 def test_match_is_first_in_first_out_per_channel() -> None:

@@ -22,7 +22,7 @@ from hetcomm.topology import select
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import ReduceKind
 
-from .handmade import check_numbers, collective, examples
+from .handmade import check_numbers, collective, direct, examples
 
 SEEDS = range(3)
 
@@ -112,11 +112,32 @@ def shown(counts: Counter[tuple[str, str]]) -> str:
 
 @pytest.mark.parametrize(("op", "in_place"), [("sum", False), ("avg", True), ("premul_sum", False)])
 def test_mutants_of_handmade_schedules(op: str, in_place: bool, record_property: Callable[[str, object], None]) -> None:
-    counts = judge(examples(4, 6, op, 1, in_place))
+    made = examples(4, 6, op, 1, in_place)
+    counts = judge([schedule for schedule in made if op == "sum" or in_place or schedule.collective.op])
     record_property(f"mutants of handmade schedules, op {op}{', in place' if in_place else ''}", shown(counts))
     assert counts["drop", "rejected"] > 50
     assert counts["drop", "harmless"] == 0
     assert counts["redirect", "rejected"] > 10 * counts["redirect", "harmless"]
+
+
+@pytest.mark.parametrize("kind", ["all_gather", "reduce_scatter", "gather", "scatter", "all_to_all"])
+def test_mutants_of_vector_forms(kind: str) -> None:
+    """Unequal blocks, one of them empty, and on rank 0 displacements that leave gaps."""
+    sizes = (2, 0, 3) if kind != "all_to_all" else (1, 2, 0, 2, 0, 1, 1, 3, 0)
+    op = "sum" if kind == "reduce_scatter" else None
+    root = 0 if kind in ("gather", "scatter") else None
+    what = collective(kind, 3, sum(sizes), op, root=root, counts=sizes)
+    reads, writes = kind in ("reduce_scatter", "scatter"), kind in ("all_gather", "gather")
+    pairs = kind == "all_to_all"
+    first = replace(
+        what,
+        in_place=kind in ("scatter", "gather"),
+        in_displs=(6, 3, 0) if reads or pairs else None,
+        out_displs=(6, 3, 0) if writes or pairs else None,
+    )
+    counts = judge([direct([first, what, what])])
+    assert counts["drop", "rejected"] > 0
+    assert counts["redirect", "rejected"] > 2 * counts["redirect", "harmless"]  # of an empty block any place will do
 
 
 def planned(what: Collective, sizes: tuple[int, ...]) -> Schedule:
@@ -146,4 +167,11 @@ def test_mutants_of_planned_schedules(sizes: tuple[int, ...], record_property: C
     counts = judge(made)
     record_property(f"mutants of planned schedules, clusters of {'+'.join(map(str, sizes))}", shown(counts))
     assert counts["drop", "rejected"] > 20
+    assert counts["redirect", "rejected"] > 5 * counts["redirect", "harmless"]
+
+
+@pytest.mark.parametrize(("kind", "root"), [("gather", 1), ("scatter", 3), ("all_to_all", None)])
+def test_mutants_of_planned_moves(kind: str, root: int | None) -> None:
+    counts = judge([planned(collective(kind, 4, 2, root=root, in_place=kind == "scatter"), (1, 3))])
+    assert counts["drop", "harmless"] == 0
     assert counts["redirect", "rejected"] > 5 * counts["redirect", "harmless"]

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetcomm._conformance.strategies import collectives, passed_by
 from hetcomm.errors import ScheduleError
+from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.schedule.steps import CommId, CommRole, Copy, Fill, Recv, Reduce, Scale, Schedule, Send, Slice, VendorCall
 from hetcomm.schedule.verify import verify
+from hetcomm.topology import select
+from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import DataType, ReduceKind
 
 from .handmade import (
@@ -22,6 +26,7 @@ from .handmade import (
     build,
     check_numbers,
     collective,
+    direct,
     examples,
     one_vendor_call,
     ring_all_reduce,
@@ -59,6 +64,19 @@ def test_right_schedules_are_proved(nranks: int, count: int, op: str, root: int,
         assert proof.steps == sum(len(program.steps) for program in schedule.programs)
         if count < 20:
             check_numbers(schedule, seeds=(0,))
+
+
+BLOCK_KINDS = [kind for kind in CollectiveKind if kind.has_blocks]
+
+
+@given(data=st.data(), nranks=st.integers(1, 6), kind=st.sampled_from(BLOCK_KINDS))
+def test_vector_forms_and_displacements_are_proved(data: st.DataObject, nranks: int, kind: CollectiveKind) -> None:
+    what = data.draw(collectives(nranks, kind=kind, vector=True))
+    op = SUM if what.op is ReduceKind.PREMUL_SUM else what.op
+    what = replace(what, op=op, dtype=DataType.FLOAT32)
+    schedule = direct([data.draw(passed_by(what, rank)) for rank in range(nranks)])
+    verify(schedule)
+    check_numbers(schedule, seeds=(0,))
 
 
 def test_proof_counts_what_the_ring_does() -> None:
@@ -334,3 +352,96 @@ def test_reduce_scatter_in_place_leaves_the_rest_undefined() -> None:
     for mine in steps:
         mine.append(VendorCall(WORLD, whole, None, WHOLE))
     verify(build(PAIR, steps, 0, {WORLD: (0, 1)}))
+
+
+GATHER_V = collective("all_gather", 2, 5, counts=(2, 3))
+
+
+def gathered(displs: tuple[int, ...] | None, steps: list[Copy] | None = None) -> Schedule:
+    """An all_gather of 2 + 3 elements, rank 0 with displacements and then some steps more."""
+    schedule = direct([replace(GATHER_V, out_displs=displs), GATHER_V])
+    first = replace(schedule.programs[0], steps=(*schedule.programs[0].steps, *(steps or [])), scratch_count=8)
+    return replace(schedule, programs=(first, schedule.programs[1]))
+
+
+def test_what_lies_between_blocks_is_left_alone() -> None:
+    verify(gathered((4, 0)))
+    error = rejected(
+        gathered((4, 0), [Copy(Slice(OUT, 4, 1), Slice(OUT, 3, 1))]),
+        "element 3 of the buffer of rank 0 lies between blocks",
+        "it holds in0[0], it should hold what it held before",
+    )
+    assert (error.rank, error.step) == (0, "3 (copy out[4:5] to out[3:4])")
+    saved, back = Copy(Slice(OUT, 3, 1), Slice(SCRATCH, 0, 1)), Copy(Slice(SCRATCH, 0, 1), Slice(OUT, 3, 1))
+    verify(gathered((4, 0), [saved, Copy(Slice(OUT, 4, 1), Slice(OUT, 3, 1)), back]))
+    spilled = [saved, Copy(Slice(SCRATCH, 0, 1), Slice(OUT, 0, 1))]
+    rejected(gathered((4, 0), spilled), "element 2 of the output", "what was between blocks, at 3", "in1[0]")
+
+
+def test_the_counterexample_of_a_vector_form_counts_in_the_packed_output() -> None:
+    error = rejected(
+        gathered((4, 0), [Copy(Slice(OUT, 0, 1), Slice(OUT, 5, 1))]),
+        "element 1 of the output of rank 0, at out[5], does not hold the element it should",
+        "it holds in1[0], it should hold in0[1]",
+    )
+    assert (error.rank, error.step) == (0, "3 (copy out[0:1] to out[5:6])")
+
+
+def test_blocks_that_share_elements_are_refused() -> None:
+    rejected(gathered((0, 1)), "element 1 of the output lies in two blocks")
+    scattered = collective("reduce_scatter", 2, 5, "sum", counts=(2, 3))
+    twice = direct([scattered, replace(scattered, in_displs=(1, 0))])
+    rejected(twice, "[rank 1] element 1 of the input lies in two blocks")
+
+
+def test_empty_blocks_are_nobodys() -> None:
+    what = collective("all_gather", 3, 4, counts=(0, 4, 0))
+    verify(direct([what] * 3))
+    good = direct([what] * 3)
+    alone = replace(good.programs[2], steps=())
+    others = [replace(p, steps=tuple(s for s in p.steps if getattr(s, "peer", 0) != 2)) for p in good.programs[:2]]
+    error = rejected(replace(good, programs=(*others, alone)), "element 0", "nothing defined", "in1[0]")
+    assert error.rank == 2
+
+
+def test_vendors_are_asked_for_five_kinds_and_no_counts() -> None:
+    for kind, root in (("gather", 0), ("scatter", 0), ("all_to_all", None)):
+        what = collective(kind, 1, 8, root=root)
+        rejected(build(what, [[VendorCall(WORLD, what, INPUT, WHOLE)]], 0, {WORLD: (0,)}), f"vendors offer no {kind}")
+    what = collective("all_gather", 1, 8, counts=(8,))
+    rejected(build(what, [[VendorCall(WORLD, what, INPUT, WHOLE)]], 0, {WORLD: (0,)}), "has counts")
+
+
+def test_an_all_to_all_in_place_may_not_overwrite_what_it_still_sends() -> None:
+    what = collective("all_to_all", 2, 4, in_place=True)
+    left, right = Slice(OUT, 0, 4), Slice(OUT, 4, 4)
+    early = [
+        [Recv(SPARE.part(0, 4), 1), Copy(SPARE.part(0, 4), right), Send(right, 1)],
+        [Send(left, 0), Recv(left, 0)],
+    ]
+    rejected(build(what, early, 8), "it holds in1[0], it should hold in0[4]")
+    verify(direct([what] * 2))
+
+
+@pytest.mark.parametrize(("kind", "op"), [("broadcast", None), ("scatter", None)])
+def test_the_array_of_the_root_is_only_read_in_place(kind: str, op: str | None) -> None:
+    what = collective(kind, 2, 4, op, root=0, in_place=True)
+    mine, other = Slice(OUT, 0, 4), Slice(OUT, 0 if kind == "broadcast" else 4, 4)
+    steps = [[Send(other, 1)], [Recv(mine, 0)]]
+    verify(build(what, steps))
+    back = Copy(Slice(SCRATCH, 0, 4), mine)
+    steps[0] += [Copy(mine, Slice(SCRATCH, 0, 4)), back]
+    rejected(build(what, steps, 4), "rank 0, step 2", "writes the array of the root, which is only read")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("borders", [1, 64])
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather"])
+def test_a_job_of_4096_ranks_is_proved(kind: str, borders: int) -> None:
+    ranks = [range(first, first + 64) for first in range(0, 4096, 64)]
+    uplinks = [tuple(Uplink(rank) for rank in mine[:borders]) for mine in ranks]
+    clusters = [Cluster(f"c{number}", "mpi", mine, uplinks[number]) for number, mine in enumerate(ranks)]
+    what = collective(kind, 4096, 1 << 20, "sum" if kind == "all_reduce" else None)
+    proof = verify(select.schedule(what, Topology(tuple(clusters))))
+    crossing = sum(count for (sender, receiver), count in proof.moved.items() if sender // 64 != receiver // 64)
+    assert crossing == (2 * 63 << 20 if kind == "all_reduce" else 63 * 4096 << 20)

@@ -263,3 +263,72 @@ def silent_start() -> tuple[dict[str, str], int]:
             os.dup2(saved[1], 2)
         printed = output.seek(0, os.SEEK_END)
     return {name: value for name, value in os.environ.items() if name.startswith(("CCL_", "FI_"))}, printed
+
+
+def unlucky() -> tuple[str, str]:
+    """What rank 0 is told when rank 1 names an interface that is not there, and when rank 1 dies in a call."""
+    rank = this_rank().rank
+    if rank == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
+    with pytest.raises(VendorError) as misnamed:
+        make("gloo")
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    comm = make("gloo")
+    if rank == 1:
+        os._exit(1)
+    with pytest.raises(VendorError) as died:
+        finish(all_reduce(comm, numpy.ones(1000)))
+    assert "aborted" in repr(comm)
+    comm.close()
+    return str(misnamed.value), str(died.value)
+
+
+def many_under_way(name: str) -> int:
+    """Broadcasts and sums, big and small, on three communicators at once, asked for in another order on each rank."""
+    group = this_rank()
+    comms = [make(name) for _ in range(3)]
+    started = []
+    for number in range(120):
+        comm, array = comms[number % 3], numpy.full(1 + number % 5 * 20_000, float(number + group.rank))
+        if number % 2:
+            started.append((all_reduce(comm, array), array, float(3 * number + 3)))
+            continue
+        collective = Collective(
+            CollectiveKind.BROADCAST, 3, array.size, DataType.FLOAT64, root=number % 3, in_place=True
+        )
+        memory = Memory(array.ctypes.data, array.size, DataType.FLOAT64, owner=array)
+        started.append((comm.start(collective, None, memory), array, float(number + number % 3)))
+    for operation, array, due in started[:: 1 if group.rank else -1]:
+        finish(operation)
+        assert (array == due).all()
+    for comm in comms:
+        comm.close()
+    return len(started)
+
+
+def beside_a_process_group() -> dict[str, Any]:
+    """The program has a default process group, before, during and after hetcomm's communicator."""
+    import torch
+    import torch.distributed
+
+    group = this_rank()
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True) if group.rank == 0 else None
+    port = int(group.broadcast(b"%d" % store.port if store is not None else None))
+    store = store or torch.distributed.TCPStore("127.0.0.1", port)
+    torch.distributed.init_process_group("gloo", store=store, rank=group.rank, world_size=group.nranks)
+    comm = make("gloo")
+    ours, theirs = numpy.full(5, 1.0 + group.rank), torch.full((5,), 1.0 + group.rank)
+    operation = all_reduce(comm, ours)
+    work = torch.distributed.all_reduce(theirs, async_op=True)
+    finish(operation)
+    work.wait()
+    comm.close()
+    again = torch.tensor([15.0])
+    torch.distributed.all_reduce(again)
+    torch.distributed.destroy_process_group()
+    return {
+        "ours": ours.tolist(),
+        "default": theirs.tolist(),
+        "again": again.tolist(),
+        "alone": torch.distributed.is_initialized(),
+    }

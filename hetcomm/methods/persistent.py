@@ -1,0 +1,198 @@
+"""The persistent forms of all collectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from hetcomm.methods.base import Methods
+from hetcomm.runtime import calls
+from hetcomm.runtime.persistent import Request
+from hetcomm.types import ArrayLike
+
+__all__ = ["PersistentCollectives"]
+
+
+class PersistentCollectives(Methods):
+    """For each collective, `<name>_init` with the same arguments: it checks them, plans, and has all ranks agree, once.
+
+    The `Request` it returns then runs the collective on these arrays as often as it is started, which costs less than
+    calling the collective. Each of these methods is collective itself, waits until all ranks have called it, and moves
+    no data. `timeout` is what that, and each later wait for a run, may take. They raise what the collective raises, and
+    cannot be part of a group, where `Request.start` can.
+    """
+
+    def all_reduce_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `all_reduce`, with its arguments. Collective."""
+        return self._persistent("all_reduce", calls.all_reduce, (in_array, out_array, op), timeout)
+
+    def reduce_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        root: int = 0,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `reduce`, with its arguments. Collective."""
+        return self._persistent("reduce", calls.reduce, (in_array, out_array, root, op), timeout)
+
+    def broadcast_init(
+        self,
+        in_out_array: ArrayLike,
+        root: int = 0,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `broadcast`, with its arguments. Collective."""
+        return self._persistent("broadcast", calls.broadcast, (in_out_array, root), timeout)
+
+    def all_gather_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None = None,
+        count: int | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `all_gather`, with its arguments. Collective."""
+        return self._persistent("all_gather", calls.all_gather, (in_array, out_array, count), timeout)
+
+    def reduce_scatter_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        count: int | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `reduce_scatter`, with its arguments. Collective."""
+        return self._persistent("reduce_scatter", calls.reduce_scatter, (in_array, out_array, count, op), timeout)
+
+    def gather_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None = None,
+        root: int = 0,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `gather`, with its arguments. Collective."""
+        return self._persistent("gather", calls.gather, (in_array, out_array, root), timeout)
+
+    def scatter_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None = None,
+        root: int = 0,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `scatter`, with its arguments. Collective."""
+        return self._persistent("scatter", calls.scatter, (in_array, out_array, root), timeout)
+
+    def all_to_all_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `all_to_all`, with its arguments. Collective."""
+        return self._persistent("all_to_all", calls.all_to_all, (in_array, out_array), timeout)
+
+    def all_gather_v_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None,
+        counts: Sequence[int],
+        displs: Sequence[int] | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `all_gather_v`, with its arguments. Collective."""
+        return self._persistent("all_gather_v", calls.all_gather_v, (in_array, out_array, counts, displs), timeout)
+
+    def reduce_scatter_v_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None,
+        counts: Sequence[int],
+        op: Any = "sum",
+        displs: Sequence[int] | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `reduce_scatter_v`, with its arguments. Collective."""
+        return self._persistent(
+            "reduce_scatter_v", calls.reduce_scatter_v, (in_array, out_array, counts, op, displs), timeout
+        )
+
+    def gather_v_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None,
+        counts: Sequence[int],
+        root: int = 0,
+        displs: Sequence[int] | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `gather_v`, with its arguments. Collective."""
+        return self._persistent("gather_v", calls.gather_v, (in_array, out_array, counts, root, displs), timeout)
+
+    def scatter_v_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None,
+        counts: Sequence[int],
+        root: int = 0,
+        displs: Sequence[int] | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `scatter_v`, with its arguments. Collective."""
+        return self._persistent("scatter_v", calls.scatter_v, (in_array, out_array, counts, root, displs), timeout)
+
+    def all_to_all_v_init(
+        self,
+        in_array: ArrayLike | None,
+        out_array: ArrayLike | None,
+        in_counts: Sequence[int],
+        out_counts: Sequence[int],
+        in_displs: Sequence[int] | None = None,
+        out_displs: Sequence[int] | None = None,
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `all_to_all_v`, with its arguments. The counts are compared once. Collective."""
+        return self._persistent_exchange((in_array, out_array, in_counts, out_counts, in_displs, out_displs), timeout)
+
+    def barrier_init(self, *, stream: Any = None, timeout: float | None = None) -> Request:
+        """Make a persistent `barrier`. Collective."""
+        token = numpy.zeros(1, numpy.uint8)
+        return self._persistent("barrier", calls.all_reduce, (token, None, "max"), timeout)

@@ -1,0 +1,366 @@
+"""What moves a communicator's works: they begin in order and go on side by side.
+
+The rules:
+
+* Works begin in the order of their calls, which is the same on all ranks: one begins when the ranks agree on it
+  (`hetcomm.runtime.agreement`) and all before it have begun. Messages begin at once, unless they are grouped with
+  collectives. Nothing of this waits, so a call with `async_op=True` returns at once whatever the other ranks do.
+* Whoever waits moves everything: `finish` moves the work that is waited for, the pump all that is in the background,
+  on every communicator of the job.
+* An interruption (Ctrl-C) goes to the caller; whatever communicator it hit is unusable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from hetcomm.errors import HetcommError, TransportError, UsageError
+from hetcomm.runtime.agreement import Intent, Ticket
+from hetcomm.runtime.calls import Call, check_timeout
+from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.underway import UnderWay
+from hetcomm.runtime.waiting import wait
+from hetcomm.runtime.work import CollectiveWork, MessageWork, Milestone, Work
+from hetcomm.vendors.base import Operation
+
+if TYPE_CHECKING:
+    from hetcomm.runtime.grouping import Queue
+    from hetcomm.runtime.wiring import Parts
+
+__all__ = ["Engine"]
+
+_PER_TURN = 8  # works in the background that one turn of a wait moves: the oldest, and as many of the others
+_SECONDS_PER_TURN = 20e-6  # for either
+_LOOK_TURNS = 16  # turns in the background between two looks at the mailbox
+_WINDOW = 1 << 15  # runs of programs between the oldest under way and the newest: half of what tags tell apart
+_QUIET = 1.0  # seconds without any movement after which messages that nobody takes are given up at the end
+
+
+class Engine(UnderWay):
+    """Starts and moves the works of one rank of one communicator.
+
+    Args:
+        parts: What the communicator consists of.
+
+    Attributes:
+        group: Where calls are queued inside `Communicator.group`, or None.
+        sent: Bytes the programs of works have sent to other clusters.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self.group: Queue | None = None
+        self.sent = 0
+        self._executor = parts.executors[0]
+        self._pump = parts.job.pump
+        self._timeout = parts.job.config.timeout
+        self._turns = 0
+        self._cursor = 0  # where in the background the last turn ended
+        self._runs = 0  # of programs
+        self._weight = 0  # of all that has begun: runs, and runs inside of vendors
+        self._window_end = _WINDOW
+        self._pump.add(self)
+
+    # ---- asking for works
+
+    def seconds(self, timeout: float | None) -> float:
+        """How long a call may take.
+
+        Raises:
+            UsageError: It is no time.
+        """
+        return self._timeout if timeout is None else check_timeout(timeout, self._timeout, self.rank)
+
+    def refuse(self, error: HetcommError) -> None:
+        """A collective call was refused here: tell the others, in a group when it ends."""
+        if self.group is not None:
+            self.group.is_collective = True
+        else:
+            self.agreement.refuse(error)
+
+    def launch(self, work: Work, intent: Intent | None, *, async_op: bool) -> Work | None:
+        """Submit a work and wait for it; with `async_op` return it at once, and in a group only queue it.
+
+        Args:
+            work: What to do.
+            intent: What the ranks compare; None for messages, which are no collective.
+            async_op: Whether the caller will wait.
+
+        Raises:
+            HetcommError: As `finish`.
+        """
+        if self.group is not None:
+            self.group.add(work, intent, waited=not async_op)
+            return work if async_op else None
+        self.submit((work,), intent, background=async_op)
+        if async_op:
+            return work
+        self.finish(work)
+        return None
+
+    def submit(self, works: Sequence[Work], intent: Intent | None, *, background: bool, always: bool = False) -> None:
+        """Put works in line, all of them one call, and begin what may begin.
+
+        Args:
+            works: In the order in which they begin.
+            intent: What the ranks compare; None if there are only messages.
+            background: Whether the pump moves them; else the caller waits for the only one.
+            always: See `Agreement.open`.
+        """
+        try:
+            ticket = None
+            if intent is not None:
+                ticket = self.agreement.open(intent, always=always)
+                ticket.works = len(works)
+            for work in works:
+                work.ticket = ticket
+                work.submitted = True
+            if background:
+                self._background.extend(works)
+                self._pump.rouse(self)
+            else:
+                self._current = works[0]
+            if ticket is None:
+                for work in works:
+                    self._start(work)
+            else:
+                self.pending.extend(works)
+                self.begin()
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def agree(self, intent: Intent, *, always: bool = False) -> None:
+        """Return when all ranks have come to a call that moves nothing; `always` as for `Agreement.open`.
+
+        Raises:
+            HetcommError: As `finish`.
+        """
+        work = Milestone(self, intent.text, self._timeout)
+        self.submit((work,), intent, background=False, always=always)
+        self.finish(work)
+
+    # ---- waiting
+
+    def finish(self, work: Work, timeout: float | None = None) -> None:
+        """Wait until a work is over.
+
+        Raises:
+            UsageError: It is in a group that has not ended, or `timeout` is no time.
+            HetcommError: What went wrong with it.
+        """
+        if not work.over:
+            seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
+            if not work.submitted:
+                raise UsageError(
+                    f"{work.name} has not been started: its group has not ended",
+                    remedy="Wait for it after the group's block.",
+                    rank=self.rank,
+                )
+            self._current = work
+            try:
+                if not work.step() and not wait(self._pump, work.step, time.monotonic() + seconds, self.look):
+                    self._fail(work, work.late(seconds))
+            except BaseException as error:
+                self._interrupted(work, error)
+                raise
+            finally:
+                self._current = None
+        failure = work.exception()
+        if failure is not None:
+            raise failure
+
+    def turn(self) -> None:
+        """Move everything along once."""
+        try:
+            self._pump.progress()
+            self.look(time.monotonic())
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def look(self, now: float) -> None:
+        """Look at what the others say, and tell them what this rank waits in, if it does so for long."""
+        self._poll()
+        self.agreement.remind(now)
+
+    # ---- for the pump
+
+    def advance(self) -> None:
+        """Move the works in the background."""
+        try:
+            self._turns += 1
+            if self._turns % _LOOK_TURNS == 0:
+                self.look(time.monotonic())
+            if self.pending:
+                self.begin()
+            works = self._background
+            while works and works[0].over:
+                works.popleft()
+            if not works:
+                self._pump.rest(self)
+            self._move_some(range(min(len(works), _PER_TURN)))  # in front is what the others wait for
+            rest = len(works) - _PER_TURN
+            if rest > 0:
+                first, self._cursor = self._cursor, (self._cursor + _PER_TURN) % rest
+                self._move_some(_PER_TURN + (first + step) % rest for step in range(min(rest, _PER_TURN)))
+        except BaseException as error:
+            self.give_up(error)
+            raise
+
+    def _move_some(self, places: Iterable[int]) -> None:
+        """Move the works at some places of the background, at least one of them, until a little time has passed.
+
+        Asking a vendor may give the processor away, which takes long where ranks outnumber the cores.
+        """
+        until = time.perf_counter() + _SECONDS_PER_TURN
+        for place in places:
+            if self._halted:
+                return
+            work = self._background[place]
+            if work is not self._current and not self.move(work) and time.perf_counter() > until:
+                return
+
+    def progress_vendors(self) -> None:
+        """Move the vendors' communicators."""
+        if self._halted:
+            return
+        for communicator in self._parts.communicators.values():
+            try:
+                communicator.progress()
+            except HetcommError as error:
+                works = self._works()
+                if works:
+                    self._fail(works[0], error)
+                else:
+                    self.give_up(error)
+                return
+
+    # ---- for the works
+
+    def permits(self, ticket: Ticket | None) -> bool:
+        """Whether the call may begin now."""
+        return ticket is None or self.agreement.ready(ticket)
+
+    def admits(self, work: CollectiveWork, plan: Plan) -> bool:
+        """Whether the collective may begin now: the ranks agree, and its tags are not those of one under way."""
+        weight = plan.weight
+        if self._weight + weight > self._window_end:
+            oldest = min(
+                (each.weight for each in self._works() if isinstance(each, CollectiveWork) and each.begun),
+                default=self._weight,
+            )
+            self._window_end = oldest + max(_WINDOW, weight)
+            if self._weight + weight > self._window_end:
+                return False
+        if work.ticket is None or not self.agreement.ready(work.ticket):
+            return False
+        work.weight = self._weight
+        self._weight += weight
+        return True
+
+    def run(self, work: Work, plan: Plan, call: Call) -> Operation:
+        """Start a plan."""
+        number = self._runs
+        self._runs += 1
+        executor, direct, ticket = self._executor, plan.direct, work.ticket
+        if direct is not None and not executor.calls_due and executor.spans is None:
+            return direct.start(call.collective, call.in_memory, call.out_memory)
+        about = number if ticket is None else ticket.call
+        return executor.run(plan.bound, number, call.in_memory, call.out_memory, call.factor, about)
+
+    def account(self, plan: Plan) -> None:
+        """A plan has been run."""
+        self.sent += plan.sent
+
+    def hindrance(self, work: Work) -> tuple[str, int | None]:
+        """What a work that has not begun waits for, as text, and the rank that is missing, if it is one."""
+        first = self.pending[0] if self.pending else work
+        if first.ticket is None or first.ticket.begun:
+            return "calls that were made before", None
+        what, peer = self.agreement.lateness(first.ticket)
+        if first.ticket is not work.ticket:
+            what = f"{what} ({first.name}, call {first.ticket.call}, which was made before)"
+        return what, peer
+
+    # ---- how works begin and end
+
+    def _start(self, work: Work) -> bool:
+        """Let a work begin if it may; whether those after it may begin."""
+        try:
+            return work.over or work.begin()
+        except Exception as error:  # noqa: BLE001  # raised by whoever waits for the work
+            self._fail(work, error)
+            return False
+
+    def begin(self) -> None:
+        """Let works begin, in order, as far as they may."""
+        self._poll()
+        pending = self.pending
+        while not self._halted and pending and self._start(pending[0]):
+            pending.popleft()
+        if self.agreement.failed:
+            self._deliver()
+
+    def move(self, work: Work) -> bool:
+        """Move a work that has begun; whether it is over."""
+        if work.begun and not work.over and not self._halted:
+            try:
+                if work.advance():
+                    self.end(work, None)
+            except Exception as error:  # noqa: BLE001  # raised by whoever waits for the work
+                self._fail(work, error)
+        return work.over
+
+    def _poll(self) -> None:
+        agreement = self.agreement
+        agreement.poll()
+        if (agreement.failed or agreement.broken is not None) and not self._halted:
+            self._deliver()
+
+    # ---- the end
+
+    def close(self, seconds: float) -> None:
+        """Wait until all works are over and all ranks have called this, if the communicator is not broken by then.
+
+        Messages that still move then have as long as they move.
+        """
+        self.unusable = self.detour = self._closed = True  # for new calls
+        deadline = time.monotonic() + seconds
+        try:
+            if (
+                self.agreement.broken is None
+                and wait(self._pump, self._idle, deadline, self.look)
+                and self.agreement.broken is None
+                and self.agreement.close(max(0.0, deadline - time.monotonic()))
+            ):
+                self._drain()
+            else:
+                self.abandon("closed it without waiting")
+        except BaseException as error:
+            self.give_up(error)
+            raise
+        finally:
+            self._pump.remove(self)
+
+    def _idle(self) -> bool:
+        if self.pending:
+            self.begin()
+        return self.agreement.broken is not None or all(
+            work.over or isinstance(work, MessageWork) for work in (*self._background, *self.pending)
+        )
+
+    def _drain(self) -> None:
+        """Give messages in the background time as long as anything moves, then give them up."""
+        quiet_since = time.monotonic()
+        while any(not work.over for work in self._background):
+            now = time.monotonic()
+            if self._pump.progress():
+                quiet_since = now
+            elif now - quiet_since > _QUIET:
+                break
+        self._stop()
+        for work in self._works():
+            self.end(work, TransportError(f"{work.name} was given up: the communicator was closed", rank=self.rank))

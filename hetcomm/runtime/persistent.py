@@ -1,0 +1,86 @@
+"""Persistent requests: a collective that is checked, agreed upon and planned once, and run many times."""
+
+from __future__ import annotations
+
+from hetcomm.errors import UsageError
+from hetcomm.runtime.calls import Call
+from hetcomm.runtime.engine import Engine
+from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.work import CollectiveWork, Work
+
+__all__ = ["Request"]
+
+
+class Request:
+    """A collective on fixed arrays; what the `_init` methods of a communicator return.
+
+    Each run reads and writes the arrays as they are then. It keeps them alive until it is closed. `start` is a
+    collective call: all ranks make it in the same order as their other calls on the communicator. As a context manager
+    it closes itself.
+    """
+
+    __slots__ = ("_call", "_engine", "_name", "_plan", "_seconds", "_work")
+
+    def __init__(self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float) -> None:
+        self._engine = engine
+        self._name = name
+        self._plan = plan
+        self._call: Call | None = call
+        self._seconds = seconds
+        self._work: Work | None = None
+
+    def start(self) -> None:
+        """Start a run; collective. It returns at once; inside a group the run starts when the group ends.
+
+        Raises:
+            UsageError: On every rank, if the run before has not been waited for or the request is closed on any; this
+                run does not take place.
+            TransportError: The communicator is unusable.
+        """
+        engine, call = self._engine, self._call
+        engine.check_usable()
+        if call is None or self._work is not None:
+            state = "is closed" if call is None else "was started and has not been waited for"
+            remedy = "Make a new one." if call is None else "Call wait() before the next start()."
+            error = UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
+            engine.refuse(error)
+            raise error
+        self._work = CollectiveWork(engine, self._name, self._plan, call, self._seconds)
+        engine.launch(self._work, self._plan.intent, async_op=True)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when the run is over; at once if none is under way. It can then be started again.
+
+        Args:
+            timeout: Seconds this may take; those given when it was made unless given here.
+
+        Raises:
+            UsageError, CollectiveTimeoutError, PlanMismatchError, PeerFailureError, VendorError, TransportError: As
+                `Work.wait`.
+        """
+        work = self._work
+        if work is None:
+            return
+        try:
+            self._engine.finish(work, timeout)
+        finally:
+            if work.over:
+                self._work = None
+
+    def done(self) -> bool:
+        """Whether no run is under way; moves everything along, never waits."""
+        return self._work is None or self._work.done()
+
+    def close(self) -> None:
+        """Let go of the arrays; it cannot be started any more. Not collective. A run under way goes on to its end."""
+        self._call = None
+
+    def __enter__(self) -> Request:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._call is None else "idle" if self._work is None else repr(self._work)
+        return f"<hetcomm.Request of {self._name}, {state}>"

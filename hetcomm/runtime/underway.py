@@ -1,0 +1,188 @@
+"""What is under way on one communicator, and how it ends: works that fail do so together.
+
+A work that fails stops all others of its communicator: first nothing touches an array any more, then the ranks find out
+whether they disagree, then every work gets its error. Works of other communicators go on. A communicator that is broken
+by misuse is so on all ranks, which know it from the agreement; of anything else they are told.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError
+from hetcomm.runtime.work import MessageWork, Work
+
+if TYPE_CHECKING:
+    from hetcomm.runtime.wiring import Parts
+
+__all__ = ["UnderWay"]
+
+
+class UnderWay:
+    """The works of one rank of one communicator.
+
+    Args:
+        parts: What the communicator consists of.
+
+    Attributes:
+        rank: This process's number.
+        agreement: See there.
+        unusable: Whether the communicator is closed or broken.
+        detour: Whether that is so, or calls are being grouped: no short way may be taken.
+        calls: Collective calls completed.
+        pending: Works that are submitted and have not begun, in order.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.rank = parts.group.rank
+        self.agreement = parts.agreement
+        self.unusable = self.detour = False
+        self.calls = 0
+        self.pending: deque[Work] = deque()
+        self._background: deque[Work] = deque()  # those that the pump moves
+        self._current: Work | None = None  # the one that a blocking call waits for
+        self._parts = parts
+        self._closed = False
+        self._halted = False  # broken, or about to be: nothing moves any more
+
+    def check_usable(self) -> None:
+        """Refuse any call on a communicator that is closed or broken.
+
+        Raises:
+            UsageError: It is closed.
+            TransportError: It is broken.
+        """
+        if not self.unusable:
+            return
+        if self._closed:
+            raise UsageError(
+                "this communicator is closed", remedy="Make a new one with hetcomm.init().", rank=self.rank
+            )
+        raise self._unusable_error() from self.agreement.cause
+
+    def end(self, work: Work, error: Exception | None) -> None:
+        """A work is over; nothing of it touches an array any more."""
+        if work.over:
+            return
+        work.end(error)
+        ticket = work.ticket
+        if ticket is not None:
+            ticket.works -= 1
+            if not ticket.works:
+                self.agreement.over(ticket)
+        if error is None:
+            self.calls += work.counts
+
+    def entomb(self, *owners: object) -> None:
+        """Keep alive what the transport would not let go of."""
+        self._parts.executors[0].entomb(*owners)
+
+    def _works(self) -> list[Work]:
+        """All works that are not over, once each."""
+        current = () if self._current is None else (self._current,)
+        found = {id(work): work for work in (*current, *self._background, *self.pending) if not work.over}
+        return list(found.values())
+
+    def _deliver(self) -> None:
+        """Give works the errors that the agreement has found for their calls."""
+        failed, self.agreement.failed = self.agreement.failed, []
+        if self._halted:
+            return
+        left = next((ticket.error for ticket in failed if isinstance(ticket.error, PeerFailureError)), None)
+        if self.agreement.broken is not None:
+            self._halt()
+        elif left is not None:
+            self._break(left)
+        else:
+            tickets = set(map(id, failed))
+            for work in self._works():
+                if work.ticket is not None and id(work.ticket) in tickets:
+                    self.end(work, _again(work.ticket.error))
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        """A work has failed: stop everything, see whether misuse is behind it, and give every work its error."""
+        if self._halted:
+            return
+        if self._closed and isinstance(work, MessageWork):  # its peer may have closed first: that breaks nothing more
+            work.abort()
+            self.end(work, error)
+            return
+        self._stop()
+        better = error
+        if work.ticket is not None and isinstance(error, HetcommError):
+            found = self.agreement.diagnose(work.ticket, error)
+            if found is not error:
+                better = _again(found)
+                better.__cause__ = error
+        self._break(better, work)
+
+    def _interrupted(self, work: Work, error: BaseException) -> None:
+        """The wait for a work was interrupted: a message is taken back, a collective is the end."""
+        if isinstance(work, MessageWork) and work.begun and not self._halted:
+            work.abort()
+            what = f"{work.name} was given up: {type(error).__name__} interrupted the wait for it"
+            self.end(work, TransportError(what, rank=self.rank))
+        else:
+            self.give_up(error)
+
+    def give_up(self, error: BaseException) -> None:
+        """An interruption, or a fault of hetcomm's own, hit this communicator: it is unusable; the others are told."""
+        if self.agreement.broken is None:
+            self._break(error)
+
+    def abandon(self, why: str) -> None:
+        """Stop everything and leave the others, who are told why unless they have been."""
+        if self.agreement.broken is None:
+            self.agreement.broken = f"this rank {why}"
+        self.agreement.leave(why)
+        if not self._halted:
+            self._halt()
+
+    def _break(self, error: BaseException, work: Work | None = None) -> None:
+        """The communicator is broken by `error`, which is that of `work`; unless all know, the others are told."""
+        if self.agreement.broken is None:
+            self.agreement.broken = f"{type(error).__name__}: {error}".removesuffix(": ")
+            why = error.message if isinstance(error, HetcommError) else str(error)
+            self.agreement.leave(f"failed with {type(error).__name__}: {why}".removesuffix(": "))
+        if work is not None and isinstance(error, Exception):
+            self.end(work, error)
+        self._halt()
+
+    def _halt(self) -> None:
+        """Stop everything for good, and end all works with an error."""
+        self._stop()
+        self._parts.abort()
+        for work in self._works():
+            ticket = work.ticket
+            error = (ticket.error if ticket is not None else None) or self.agreement.cause
+            self.end(work, self._unusable_error() if error is None else _again(error))
+        self.pending.clear()
+        self._background.clear()
+
+    def _stop(self) -> None:
+        """Nothing touches an array any more when this returns, and nothing is started."""
+        self.unusable = self.detour = self._halted = True
+        self._parts.abort_executions()
+        for work in self._works():
+            work.abort()
+
+    def _unusable_error(self) -> TransportError:
+        return TransportError(
+            f"this communicator is unusable: {self.agreement.broken}",
+            remedy="Close it and make a new one.",
+            rank=self.rank,
+        )
+
+
+def _again(error: HetcommError | None) -> HetcommError:
+    """The same error as an exception of its own: works that share one are waited for apart."""
+    assert error is not None  # a ticket in `failed` has one
+    return type(error)(
+        error.message,
+        remedy=error.remedy,
+        rank=error.rank,
+        peer=error.peer,
+        collective=error.collective,
+        step=error.step,
+    )

@@ -1,0 +1,328 @@
+"""Calls under way: what `Work` is to users, and the kinds of it that the engine moves.
+
+A work is *submitted*, *begins* when the ranks agree on it and all earlier calls of its communicator have begun, and is
+*over*, with or without an error. `hetcomm.runtime.engine` decides when; here stands what each kind does then. While it
+is under way it keeps its arrays alive, and the engine keeps the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hetcomm.errors import CollectiveTimeoutError, HetcommError, UsageError
+from hetcomm.runtime.agreement import Ticket
+from hetcomm.runtime.calls import Call
+from hetcomm.runtime.executor import Execution, collect
+from hetcomm.transport.base import Request
+from hetcomm.types import Memory
+from hetcomm.vendors.base import Operation
+
+if TYPE_CHECKING:
+    from hetcomm.runtime.engine import Engine
+    from hetcomm.runtime.plans import Plan
+    from hetcomm.runtime.pointtopoint import PointToPoint
+
+__all__ = ["CollectiveWork", "ExchangeWork", "Message", "MessageWork", "Milestone", "Work"]
+
+
+class Work:
+    """A call that goes on while its caller does something else; what a call with `async_op=True` returns.
+
+    It moves whenever this process waits in hetcomm for anything: another work, a blocking call, `done()`. Works may be
+    waited for in any order. One that is dropped without being waited for still goes on: its arrays stay alive, and
+    `Communicator.close` waits for it. When one fails its communicator is unusable and all its other works fail too,
+    unless the error is a `UsageError` after which it stays usable, or a message had the wrong length. A work belongs to
+    the thread of its communicator.
+    """
+
+    __slots__ = ("_engine", "_error", "_over", "_seconds", "begun", "name", "submitted", "ticket")
+    counts = 0  # how many collective calls it is
+
+    def __init__(self, engine: Engine, name: str, seconds: float) -> None:
+        self.name = name
+        self.ticket: Ticket | None = None
+        self.submitted = False
+        self.begun = False
+        self._engine = engine
+        self._seconds = seconds
+        self._over = False
+        self._error: Exception | None = None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when it is over: the output is there, and the input may be changed again.
+
+        Args:
+            timeout: Seconds this may take; those of the call unless given. They count from here.
+
+        Raises:
+            UsageError: The arguments were refused on another rank, or the ranks' counts contradict one another, as with
+                the blocking call; or the work is part of a group that has not ended.
+            CollectiveTimeoutError: It is not over in time. As after a blocking call the output is undefined, but no
+                longer written to, and the communicator can only be closed; `done` asks without that risk.
+            PlanMismatchError, PeerFailureError, VendorError, TransportError: As raised by the blocking call.
+        """
+        self._engine.finish(self, timeout)
+
+    def synchronize(self, timeout: float | None = None) -> None:
+        """Return when it is over on the host; with host arrays the same as `wait`, errors included."""
+        self._engine.finish(self, timeout)
+
+    def done(self) -> bool:
+        """Whether it is over, well or not; moves everything along, but never waits, and raises no error of the work."""
+        if not self._over:
+            self._engine.turn()
+        return self._over
+
+    def exception(self) -> Exception | None:
+        """Why it failed; None while it is under way, and if it went well."""
+        return self._error
+
+    def __repr__(self) -> str:
+        state = "under way" if self.begun else "waiting for its turn" if self.submitted else "not started"
+        if self._over:
+            state = "done" if self._error is None else f"failed with {type(self._error).__name__}"
+        call = f", call {self.ticket.call}" if self.ticket is not None else ""
+        return f"<hetcomm.Work {self.name}{call}, {state}>"
+
+    # ---- for the engine
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self._over
+
+    @property
+    def seconds(self) -> float:
+        """What a wait for it may take."""
+        return self._seconds
+
+    def step(self) -> bool:
+        """Move it, and what must begin before it; whether it is over."""
+        engine = self._engine
+        if engine.pending:
+            engine.begin()
+        return engine.move(self)
+
+    def begin(self) -> bool:
+        """Start it, if it may be started now; whether the calls after it may begin."""
+        raise NotImplementedError
+
+    def advance(self) -> bool:
+        """Move it along, once it has begun; whether it is done. What it raises is the end of the communicator."""
+        raise NotImplementedError
+
+    def end(self, error: Exception | None) -> None:
+        """It is over: let go of everything."""
+        self._over = True
+        self._error = error
+
+    def abort(self) -> None:
+        """Stop what the executors do not know of, so that nothing touches the arrays any more."""
+
+    def late(self, seconds: float) -> HetcommError:
+        """What to raise when a wait took too long: a `CollectiveTimeoutError` that says what it waits for."""
+        what, peer = self._engine.hindrance(self)
+        return CollectiveTimeoutError(
+            f"{self.name} did not complete within {seconds:g} s; it waits for: {what}",
+            rank=self._engine.rank,
+            peer=peer,
+            collective=None if self.ticket is None else self.ticket.call,
+            remedy="See whether all ranks live and make the same calls; HETCOMM_TIMEOUT or timeout= sets the limit.",
+        )
+
+
+class Milestone(Work):
+    """All ranks have come to this call; nothing moves."""
+
+    __slots__ = ()
+
+    def begin(self) -> bool:
+        """It is over as it begins."""
+        if not self._engine.permits(self.ticket):
+            return False
+        self.begun = True
+        self._engine.end(self, None)
+        return True
+
+    def advance(self) -> bool:
+        """Nothing is left to do."""
+        return True
+
+
+class CollectiveWork(Work):
+    """A collective with a plan."""
+
+    __slots__ = ("_call", "_operation", "_plan", "weight")
+    counts = 1
+
+    def __init__(self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float) -> None:
+        super().__init__(engine, name, seconds)
+        self.weight = 0  # place in the engine's window
+        self._plan: Plan | None = plan
+        self._call: Call | None = call
+        self._operation: Operation | None = None
+
+    def begin(self) -> bool:
+        """Start its program, or the vendor's call that is all of it."""
+        plan, call = self._plan, self._call
+        assert plan is not None  # only `end` lets go of them
+        assert call is not None
+        if not self._engine.admits(self, plan):
+            return False
+        self.begun = True
+        self._operation = self._engine.run(self, plan, call)
+        return True
+
+    def advance(self) -> bool:
+        """Move it along."""
+        operation, plan = self._operation, self._plan
+        if operation is None or plan is None or not operation.test():
+            return False
+        self._engine.account(plan)
+        return True
+
+    def end(self, error: Exception | None) -> None:
+        """It is over."""
+        super().end(error)
+        self._plan = self._call = self._operation = None
+
+    def late(self, seconds: float) -> HetcommError:
+        """What to raise when a wait took too long: the steps it waits for."""
+        error = super().late(seconds)
+        operation = self._operation
+        if operation is None:
+            return error
+        step = operation.active_step if isinstance(operation, Execution) else "the vendor's call"
+        what = operation.waiting_for() if isinstance(operation, Execution) else step
+        return CollectiveTimeoutError(
+            f"{self.name} did not complete within {seconds:g} s; it waits for: {what}",
+            rank=error.rank,
+            collective=error.collective,
+            step=step,
+            remedy=error.remedy,
+        )
+
+
+class ExchangeWork(CollectiveWork):
+    """An all_to_all_v: first all ranks tell one another their counts, then the data moves; all of it is one call.
+
+    Args:
+        engine, name, seconds: As for every work.
+        plan, call: Of the all_gather of the counts.
+        then: Makes the plan and the call of the exchange, once the counts are gathered. A `UsageError` it raises is
+            raised on all ranks alike, and the communicator stays usable.
+    """
+
+    __slots__ = ("_then",)
+
+    def __init__(
+        self, engine: Engine, name: str, plan: Plan, call: Call, then: Callable[[], tuple[Plan, Call]], seconds: float
+    ) -> None:
+        super().__init__(engine, name, plan, call, seconds)
+        self._then: Callable[[], tuple[Plan, Call]] | None = then
+
+    def begin(self) -> bool:
+        """Start the gathering and, once that is done, the exchange, before which no later call may begin."""
+        then = self._then
+        if then is not None:
+            if (not self.begun and not super().begin()) or not super().advance():
+                return False
+            self._then = self._operation = None
+            try:
+                self._plan, self._call = then()
+            except UsageError as error:
+                self._engine.end(self, error)
+                return True
+        return super().begin()
+
+    def advance(self) -> bool:
+        """Move the exchange along; the gathering is moved by `begin`."""
+        return self._then is None and super().advance()
+
+    def end(self, error: Exception | None) -> None:
+        """It is over."""
+        super().end(error)
+        self._then = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message to or from `peer`, whose arguments are checked."""
+
+    memory: Memory
+    peer: int
+    tag: int
+    is_send: bool
+
+
+class MessageWork(Work):
+    """One message, or one each way; it is over when both have gone and come."""
+
+    __slots__ = ("_failure", "_messages", "_points", "_requests")
+
+    def __init__(
+        self, engine: Engine, points: PointToPoint, name: str, messages: Sequence[Message], seconds: float
+    ) -> None:
+        super().__init__(engine, name, seconds)
+        self._points = points
+        self._messages = tuple(messages)
+        self._requests: list[tuple[Message, Request]] = []
+        self._failure: HetcommError | None = None
+
+    def begin(self) -> bool:
+        """Post everything, receives first, unless a group has done so."""
+        if self.begun:
+            return True
+        self.post(sends=False)
+        self.post(sends=True)
+        return True
+
+    def post(self, *, sends: bool) -> None:
+        """Post its receives or, after these, its sends."""
+        self.begun = sends
+        for message in self._messages:
+            if message.is_send is sends:
+                self._requests.append((message, self._points.post(message)))
+
+    def advance(self) -> bool:
+        """Collect what has gone or come."""
+        while self._requests:
+            message, request = self._requests[-1]
+            try:
+                if not request.test():
+                    return False
+                self._points.account(message, request)
+            except HetcommError as error:
+                told = self._points.explain(error, message.peer)
+                if self._points.is_fatal(error):
+                    raise told from error
+                told.__cause__ = error
+                self._failure = self._failure or told
+            self._requests.pop()
+        if self._failure is not None:
+            self._engine.end(self, self._failure)
+        return True
+
+    def end(self, error: Exception | None) -> None:
+        """It is over."""
+        super().end(error)
+        self._messages = ()
+        self._requests = []
+
+    def abort(self) -> None:
+        """Take back what has not gone or come."""
+        pending = [request for _, request in self._requests]
+        if pending and not collect(self._points.transport, pending):
+            self._engine.entomb(pending, self._messages)
+        self._requests = []
+
+    def late(self, seconds: float) -> HetcommError:
+        """What to raise when a wait took too long."""
+        if not self.begun:
+            return super().late(seconds)
+        message = self._requests[-1][0]
+        what = "be taken" if message.is_send else "arrive"
+        error = CollectiveTimeoutError(f"the message did not {what} within {seconds:g} s")
+        return self._points.explain(error, message.peer)

@@ -1,0 +1,72 @@
+"""The numbers that planners turn on: what is small, what are many clusters, and how finely long vectors are cut.
+
+`RULES` is what holds without a calibration, on any job. A vector is all blocks together where there are blocks.
+
+==========================  =========================  ====================================================
+clusters                    vector                     plan for all but gather, scatter and all_to_all
+==========================  =========================  ====================================================
+up to `many_clusters`       up to `few_steps_bytes`    one hub, as latency counts more than bytes
+                            longer                     hubs by bandwidth, in chunks of `chunk_bytes`, at most
+                                                       `max_chunks` of them
+more, or more than          any                        all_reduce, reduce_scatter, all_gather: circulant;
+`many_border_ranks`                                    broadcast, reduce: binomial tree or two binary trees
+==========================  =========================  ====================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hetcomm.errors import UsageError
+
+__all__ = ["RULES", "Tuning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a plan depends on beside collective and topology; it must be equal on all ranks.
+
+    Attributes:
+        few_steps_bytes: The longest vector that travels in as few steps as there can be.
+        chunk_bytes: Of a vector, which is what the clusters work on at one time.
+        max_chunks: More than the default make no difference that can be measured: the first and the last chunk are all
+            that is not overlapped.
+        many_clusters: With more of them the number of steps of a rank must not grow with the clusters.
+        many_border_ranks: The same, of all clusters together.
+
+    Raises:
+        UsageError: One of them is less than it can be (0, and 1 for the others).
+    """
+
+    few_steps_bytes: int = 64 << 10
+    chunk_bytes: int = 1 << 20
+    max_chunks: int = 64
+    many_clusters: int = 32
+    many_border_ranks: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("few_steps_bytes", 0),
+            ("chunk_bytes", 1),
+            ("max_chunks", 1),
+            ("many_clusters", 1),
+            ("many_border_ranks", 1),
+        ):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} {getattr(self, name)} of a tuning is less than {least}")
+
+    def is_small(self, nbytes: int) -> bool:
+        """Whether the fewest steps count."""
+        return nbytes <= self.few_steps_bytes
+
+    def chunks(self, nbytes: int, nclusters: int) -> int:
+        """How many chunks a long vector is cut into.
+
+        With more than 8 clusters fewer, since every chunk has a piece for each cluster.
+        """
+        most = max(1, self.max_chunks * 8 // max(nclusters, 8))
+        return max(1, min(most, -(-nbytes // self.chunk_bytes)))
+
+
+RULES = Tuning()
+"""What holds without a calibration."""
