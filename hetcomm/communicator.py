@@ -37,7 +37,7 @@ from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
 from hetcomm.methods.vectors import VectorCollectives
 from hetcomm.runtime import calls, grouping, leaving, pointtopoint
-from hetcomm.runtime.agreement import Intent
+from hetcomm.runtime.agreement import REFUSALS, Intent
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
@@ -45,6 +45,7 @@ from hetcomm.runtime.job import open_job, settings
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
+from hetcomm.schedule.steps import Schedule
 from hetcomm.schedule.timeline import Span, Timeline
 from hetcomm.topology.model import Topology
 from hetcomm.types import Config
@@ -253,6 +254,38 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._children.append(child)
         return child
 
+    # ---- schedules of the user's own
+
+    def use_schedule(self, schedule: Schedule | str | PathLike[str]) -> None:
+        """Run `schedule` for its collective from now on. Collective.
+
+        It is read and verified on every rank first. Calls of that collective, with its count, counts, dtype, op and
+        root, and in place or not as the rank's program is, then run it; all others run hetcomm's plans. A later
+        schedule for the same collective replaces it. `explain` shows the bytes between clusters of hetcomm's plan.
+
+        Args:
+            schedule: A schedule, or the path of a file that `hetcomm.schedule.serial.dumps` wrote; the same on all
+                ranks.
+
+        Raises:
+            ScheduleError: On every rank, if on any the file is unreadable, malformed or of another version, the
+                schedule does not verify (the message has the element, what it holds and what it should hold, and the
+                step), or its communicators are not the job's. Nothing has been run, and the communicator stays usable.
+            UsageError, VendorError: In the same way, if a vendor cannot do its part.
+            PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See the module's text; the first, if ranks
+                bring different schedules.
+        """
+        engine = self._engine
+        engine.check_usable()
+        try:
+            self._refuse_in_group("use_schedule")
+            imported = self._plans.examine(schedule)
+        except REFUSALS as error:
+            engine.refuse(error)
+            raise
+        engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
+        self._plans.use(imported)
+
     # ---- looking inside
 
     def explain(self, name: str, *args: Any, **kwargs: Any) -> Explanation:
@@ -291,7 +324,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         values = (given.get(each.name, each.default) for each in parameters)
         call = getattr(calls, name)(*values, self._rank, self._nranks)
         self._plan(name, call)
-        return explain(call, self.topology, self._rank)
+        program, tuning = self._plans.program(call.collective), self._plans.tuning(call.collective)
+        return explain(call, self.topology, program, tuning)
 
     @contextmanager
     def trace(self) -> Iterator[Trace]:

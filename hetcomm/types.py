@@ -212,6 +212,7 @@ class Config:
         topology: `HETCOMM_TOPOLOGY`: path of a topology file in TOML.
         ucx_home: `HETCOMM_UCX_HOME`: prefix of the UCX to load if none is loaded yet; it wins over an installed wheel.
         timeout: `HETCOMM_TIMEOUT`: seconds any wait may take, 300 unless set.
+        calibration: `HETCOMM_CALIBRATION`: path of a calibration, by which plans are chosen; that of rank 0 counts.
         bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
     """
 
@@ -221,6 +222,7 @@ class Config:
     ucx_home: str | None = None
     timeout: float = 300.0
     bootstrap: str | None = None
+    calibration: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -247,6 +249,7 @@ class Config:
             ucx_home=env.get("HETCOMM_UCX_HOME") or None,
             timeout=timeout,
             bootstrap=env.get("HETCOMM_BOOTSTRAP") or None,
+            calibration=env.get("HETCOMM_CALIBRATION") or None,
         )
 
 

@@ -26,6 +26,7 @@ from hetcomm.errors import (
     HetcommError,
     PeerFailureError,
     PlanMismatchError,
+    ScheduleError,
     TopologyError,
     TransportError,
     UsageError,
@@ -41,7 +42,7 @@ _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it 
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
 
-REFUSALS: tuple[type[HetcommError], ...] = (UsageError, VendorError, TopologyError, TransportError)
+REFUSALS: tuple[type[HetcommError], ...] = (UsageError, VendorError, TopologyError, TransportError, ScheduleError)
 """What a rank may raise about its own arguments before it takes part in a call."""
 
 

@@ -10,6 +10,7 @@ from hetcomm.schedule.steps import CommId, Program, VendorCall
 from hetcomm.schedule.timeline import label
 from hetcomm.topology import bounds, select
 from hetcomm.topology.model import Topology
+from hetcomm.topology.tuning import Tuning
 
 __all__ = ["Explanation", "explain"]
 
@@ -54,16 +55,16 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(call: Call, topology: Topology, rank: int) -> Explanation:
-    """How `rank` would run `call`; plans every rank's part to count the bytes, so it takes longer in larger jobs."""
+def explain(call: Call, topology: Topology, program: Program, tuning: Tuning) -> Explanation:
+    """How the rank of `program` would run `call`; plans every rank's part to count the bytes, so it takes longer in
+    larger jobs."""
     collective = call.collective
-    program = select.plan(collective, topology, rank)
-    programs = select.schedule(collective, topology).programs
+    programs = select.schedule(collective, topology, tuning).programs
     named = {step.comm for step in program.steps if isinstance(step, VendorCall)}
     return Explanation(
         collective,
         program,
-        select.why(collective, topology),
+        select.why(collective, topology, tuning),
         topology,
         {comm: ranks for comm, ranks in topology.communicators().items() if comm in named},
         bounds.traffic(programs, topology).total,

@@ -6,6 +6,7 @@ and MPI adopts the one that is there (design, "Which UCX").
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hetcomm.runtime import detect
 from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
 from hetcomm.runtime.tags import Contexts
 from hetcomm.runtime.waiting import Pump
+from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.types import Config
@@ -35,6 +37,7 @@ class Job:
         topology: Of all ranks.
         contexts: See `hetcomm.runtime.tags`.
         pump: Keeps the transport, calls in the background and all vendors' communicators moving.
+        calibration: By which plans are chosen, the same on all ranks; None: the rules.
     """
 
     config: Config
@@ -43,6 +46,7 @@ class Job:
     topology: Topology
     contexts: Contexts
     pump: Pump
+    calibration: Calibration | None = None
 
 
 def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
@@ -81,13 +85,31 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         for peer, said in enumerate(statements):
             transport.connect(peer, said.address)
         found = given if given is not None else detect.build_topology(statements)
+        calibration = _agree_on_calibration(config, group)
     except BaseException:
         if transport is not None:
             transport.close()
         raise
     pump = Pump(transport)
     transport.companion = pump.progress_vendors  # for its own blocking calls
-    return Job(config, transport, group, found, Contexts(), pump)
+    return Job(config, transport, group, found, Contexts(), pump, calibration)
+
+
+def _agree_on_calibration(config: Config, group: JobGroup) -> Calibration | None:
+    """The calibration that rank 0 names, on every rank.
+
+    Raises:
+        UsageError: On every rank, if rank 0 cannot read it.
+    """
+    said = b""
+    failure: HetcommError | None = None
+    if group.rank == 0 and config.calibration is not None:
+        try:
+            said = json.dumps(Calibration.load(config.calibration).to_json()).encode()
+        except HetcommError as error:
+            failure = error
+    text = detect.exchange(group, said, failure, "reading the calibration")[0]
+    return Calibration.from_json(json.loads(text)) if text else None
 
 
 def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:

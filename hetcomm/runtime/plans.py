@@ -6,16 +6,21 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 
 from hetcomm.errors import UsageError, VendorError
 from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.executor import Executor
+from hetcomm.runtime.imported import Imported, examine
 from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Buffer, CommId, Copy, Fill, Program, Recv, Reduce, Send, Slice, VendorCall
+from hetcomm.schedule.steps import Buffer, CommId, Copy, Fill, Program, Recv, Reduce, Schedule, Send, Slice, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
+from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
+from hetcomm.topology.pricing import best
+from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.types import MemoryKind
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 
@@ -51,13 +56,47 @@ class Plan:
 class Plans:
     """The plans of one rank of one communicator."""
 
-    def __init__(self, topology: Topology, rank: int, executor: Executor, vendors: Mapping[CommId, Vendor]) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        rank: int,
+        executor: Executor,
+        vendors: Mapping[CommId, Vendor],
+        calibration: Calibration | None = None,
+    ) -> None:
         self.made = 0
         self._topology = topology
         self._rank = rank
         self._executor = executor
         self._vendors = vendors
+        self._calibration = calibration
+        self._imported: dict[Collective, Imported] = {}
         self._plans: OrderedDict[tuple[int, int, str], Plan] = OrderedDict()
+
+    def tuning(self, collective: Collective) -> Tuning:
+        """What the planners turn on for a collective: by the calibration, or the rules."""
+        if self._calibration is None or len(self._topology.clusters) == 1:
+            return RULES
+        return best(collective.agreed(), self._topology, self._calibration)
+
+    def examine(self, schedule: Schedule | str | PathLike[str]) -> Imported:
+        """A user's schedule, proved and found to fit; see `hetcomm.runtime.imported`.
+
+        Raises:
+            ScheduleError: It may not run.
+            UsageError, VendorError: A vendor cannot do its part, or a channel is out of range.
+        """
+        found = examine(schedule, self._rank, self._topology.nranks, self._topology.communicators())
+        for step in found.program.steps:
+            if isinstance(step, VendorCall):
+                self._check(step, MemoryKind.HOST)
+        self._executor.bind(found.program)
+        return found
+
+    def use(self, imported: Imported) -> None:
+        """Let calls of its collective run a user's schedule from now on."""
+        self._imported[imported.collective] = imported
+        self._plans.clear()
 
     def get(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
         """The plan of a collective that is called `name`, on arrays in `memory`.
@@ -76,7 +115,7 @@ class Plans:
         return found
 
     def _make(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
-        program = select.plan(collective, self._topology, self._rank)
+        program = self.program(collective)
         for step in program.steps:
             if isinstance(step, VendorCall):
                 self._check(step, memory)
@@ -92,6 +131,24 @@ class Plans:
             traffic((program,), self._topology).total,
             max(1, bound.vendor_calls),
         )
+
+    def program(self, collective: Collective) -> Program:
+        """What this rank runs for a collective.
+
+        Raises:
+            UsageError: A schedule is in use for it, which is in place where this call is not, or the other way round.
+        """
+        imported = self._imported.get(collective.agreed())
+        if imported is None:
+            return select.plan(collective, self._topology, self._rank, self.tuning(collective))
+        if imported.program.collective != collective:
+            raise UsageError(
+                f"the schedule in use for this {collective.kind.value} differs from the call in being in place, or in "
+                "displacements",
+                remedy="Call it as the schedule was written: with or without an output array of its own.",
+                rank=self._rank,
+            )
+        return imported.program
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]

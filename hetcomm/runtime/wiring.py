@@ -117,5 +117,5 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         tuple(executors),
         mailbox,
         Agreement(job.pump, mailbox),
-        Plans(topology, group.rank, executor, vendors),
+        Plans(topology, group.rank, executor, vendors, job.calibration),
     )
