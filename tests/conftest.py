@@ -10,6 +10,7 @@ import pytest
 # Deterministic everywhere: a failure on one machine is the same failure on another.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=12_500, database=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
