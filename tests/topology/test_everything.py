@@ -1,5 +1,4 @@
-"""Any collective, on any topology of up to 8 clusters of up to 12 ranks: proved, and exactly the least between
-clusters.
+"""Any collective, on up to 8 clusters of up to 12 ranks: proved, and exactly the least between clusters.
 
 2,000 seeded cases, 250 in each of 8 tests, so that they run side by side. The nightly profile draws 100,000 at random:
 
