@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.schedule.steps import CommId, Slice
 from hetcomm.topology.builder import Builder
-from hetcomm.topology.layout import Direction, Share, divide, is_even, messages
+from hetcomm.topology.layout import Direction, Share, divide, messages
 from hetcomm.topology.model import Cluster
 
 __all__ = ["PARTIALS", "Combination", "Placement", "Slot", "combine", "place"]
@@ -103,7 +103,7 @@ def place(cluster: Cluster, count: int) -> Placement:
         return Placement(None if alone else cluster.home_id, cluster.ranks, (slot,), 1, False)
     by_out = divide(cluster, count, Direction.OUT)
     following = dict(zip(border, (*border[1:], border[0]), strict=True))
-    if is_even(cluster):
+    if cluster.is_even:
         slots = tuple(Slot(share.start, share.stop, share.rank, share.rank, following[share.rank]) for share in by_out)
         return Placement(cluster.border_id, border, slots, nborder - 1, len(slots) == nborder)
     slots = tuple(

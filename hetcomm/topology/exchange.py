@@ -56,7 +56,7 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Slice
 from hetcomm.topology.builder import SMALL_BYTES, Builder
 from hetcomm.topology.lanes import Blocks, Lane, Piece
-from hetcomm.topology.layout import Direction, Share, divide, is_even, messages
+from hetcomm.topology.layout import Direction, Share, divide, messages
 from hetcomm.topology.model import Topology
 from hetcomm.topology.phases import DELIVERY, RESULTS, others
 
@@ -173,7 +173,7 @@ class _Exchange:
         if collective.kind is not CollectiveKind.ALL_TO_ALL or collective.counts is not None:
             return False
         large = collective.count * collective.dtype.itemsize > SMALL_BYTES
-        return large and all(len(cluster) == len(cluster.border) and is_even(cluster) for cluster in both)
+        return large and all(len(cluster) == len(cluster.border) and cluster.is_even for cluster in both)
 
     # ---- lanes
 

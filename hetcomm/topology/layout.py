@@ -16,9 +16,8 @@ from functools import lru_cache
 
 from hetcomm.topology.model import Cluster, Topology
 
-__all__ = ["Direction", "Share", "alignment", "blocks", "divide", "is_even", "messages", "tile_count"]
+__all__ = ["Direction", "Share", "alignment", "blocks", "divide", "messages", "tile_count"]
 
-_RESOLUTION = 1 << 52  # of a bandwidth beside the fastest
 _MIN_TILES = 16
 
 
@@ -42,32 +41,17 @@ class Share:
         return self.stop - self.start
 
 
-def is_even(cluster: Cluster) -> bool:
-    """Whether all uplinks of the cluster have the same bandwidths."""
-    first = cluster.uplinks[0]
-    return all(
-        uplink.bandwidth_out == first.bandwidth_out and uplink.bandwidth_in == first.bandwidth_in
-        for uplink in cluster.uplinks
-    )
-
-
 def divide(cluster: Cluster, count: int, direction: Direction) -> tuple[Share, ...]:
     """`count` elements divided over the border ranks of `cluster`, in proportion to their uplinks one way.
 
     Each cut between two shares is less than an element off the proportion.
     """
     border = cluster.border
-    if is_even(cluster):
+    weights = cluster.weights_out if direction is Direction.OUT else cluster.weights_in
+    if cluster.is_even:
         cuts = [count * k // len(border) for k in range(len(border) + 1)]
     else:
-        out = direction is Direction.OUT
-        bandwidths = [uplink.bandwidth_out if out else uplink.bandwidth_in for uplink in cluster.uplinks]
-        fastest = max(bandwidths)
-        weights = [max(1, round(bandwidth / fastest * _RESOLUTION)) for bandwidth in bandwidths]
-        total, so_far, cuts = sum(weights), 0, [0]
-        for weight in weights:
-            so_far += weight
-            cuts.append(count * so_far // total)
+        cuts = [count * so_far // weights[-1] for so_far in weights]
     return tuple(Share(a, b, rank) for a, b, rank in zip(cuts, cuts[1:], border, strict=False) if a < b)
 
 
