@@ -353,16 +353,18 @@ def run_perftest(sizes: Sequence[int], window: int) -> Measured:
     return found
 
 
-def perftest_numbers(test: str, nbytes: int, count: int) -> tuple[float, float]:
-    """Average latency in seconds and overall bandwidth in bytes/s."""
+def perftest_numbers(test: str, nbytes: int, count: int, extra: Sequence[str] = ()) -> tuple[float, float]:
+    """Average latency in seconds and overall bandwidth in bytes/s; `extra` are more arguments of both sides."""
     program = perftest()
     if program is None:
         raise FileNotFoundError("no ucx_perftest")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(program.parent.parent / "lib")}
+    places = [str(program.parent.parent / "lib"), os.environ.get("LD_LIBRARY_PATH")]
+    environ = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, places))}
     flags = ["-p", port, "-t", test, "-s", str(nbytes), "-n", str(count), "-w", str(max(5, count // 10)), "-f", "-v"]
+    flags += extra
     with subprocess.Popen(
         [program, *flags], env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:

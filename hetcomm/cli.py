@@ -13,12 +13,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from hetcomm._cli import bench as _bench
 from hetcomm._cli import doctor as _doctor
 from hetcomm._cli import plan as _plan
+from hetcomm._cli.bench import bench as _bench
 from hetcomm._cli.units import parse_nbytes
 from hetcomm.errors import HetcommError, UsageError
-from hetcomm.runtime.launcher import Launcher
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.types import Config, DataType, ReduceKind
 
@@ -133,47 +132,4 @@ def plan(
         _plan.show(result, Console(highlight=False, soft_wrap=True), ranks)
 
 
-@main.command()
-@click.option("--calibrate", is_flag=True, help="Measure what plans are priced by, and write it to a file.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("calibration.json"), show_default=True)
-@click.option("--topology-output", type=click.Path(path_type=Path), help="Write the uplinks too, as a topology file.")
-@click.option("--ranks", type=int, help="Ranks to start where no launcher has; 4 unless given.")
-@click.option("--vendors", help="Their vendors, a cluster for each; mpi,ucx unless given.")
-@click.option("--quick", is_flag=True, help="Fewer sizes and repetitions: rough numbers in seconds.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds all of it may take.")
-def bench(
-    calibrate: bool,
-    output: Path,
-    topology_output: Path | None,
-    ranks: int | None,
-    vendors: str | None,
-    quick: bool,
-    timeout: float,
-) -> None:
-    """Measure this machine: vendor calls, messages, local steps.
-
-    Run by mpirun on every rank it measures that job, and rank 0 writes the files. Otherwise it starts ranks of its own.
-    """
-    if not calibrate:
-        raise UsageError("bench needs --calibrate: there is nothing else that it measures", remedy="Add --calibrate.")
-    if not 0 < timeout < float("inf"):
-        raise UsageError(f"--timeout {timeout} is no time", remedy="Give a positive number of seconds.")
-    for path in filter(None, (output, topology_output)):
-        if not path.absolute().parent.is_dir() or path.is_dir():
-            raise UsageError(f"{str(path)!r} cannot be written", remedy="Name a file in a folder that exists.")
-    if Launcher.from_environ() is None:
-        names = [name.strip() for name in (vendors or "mpi,ucx").split(",")]
-        result: _bench.Result | None = _bench.start_ranks(names, 4 if ranks is None else ranks, quick, timeout)
-    elif ranks is not None or vendors is not None:
-        raise UsageError("--ranks and --vendors are for ranks that this command starts", remedy="Tell the launcher.")
-    else:
-        result = _bench.in_job(quick, timeout)
-    if result is None:
-        return
-    result.calibration.save(output)
-    console = Console(highlight=False, soft_wrap=True)
-    _bench.show(result, console)
-    console.print(f"[green bold]written[/] {escape(str(output))}")
-    if topology_output is not None:
-        _bench.save_topology(result, topology_output)
-        console.print(f"[green bold]written[/] {escape(str(topology_output))}")
+main.add_command(_bench)

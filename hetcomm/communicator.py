@@ -11,20 +11,25 @@ belongs to one thread. What is common to all its methods:
 * With *async_op* a call returns a `hetcomm.Work` at once, whatever the other ranks do, and its arrays must be left
   alone until that is over. Any number of works may be under way, mixed with blocking calls. The order of the calls must
   be the same on all ranks, not the order in which works are waited for.
-* *Streams*: host arrays belong to no stream, so `stream` is ignored with them. No vendor takes device arrays yet.
+* *Streams*: host arrays belong to no stream, so `stream` is ignored with them. A call on device arrays returns at once:
+  it comes after what was queued on its stream (`stream`, else the current one of the arrays' library), and what is
+  queued there later comes after it. Nothing of it blocks the host, and no array passes through host memory unless the
+  UCX in use has no other way. Ranks with device arrays and ranks with host arrays may share a job. All device arrays
+  of a rank are on one device. Calls are refused on a stream that is being captured into a graph.
 * *Errors*: `UsageError` means an argument was refused, on this rank or on another one: it is raised on every rank,
   names rank, argument and remedy, and no array has changed; the communicator stays usable unless the message says that
   other ranks had begun. `VendorError` in the same way, where a vendor cannot do its part. `PlanMismatchError` is raised
   on every rank whose plan differs from another's, or that waits for one. After `CollectiveTimeoutError`,
   `PeerFailureError`, and any `VendorError` in the middle of a call, output arrays are undefined but no longer written
   to, and the communicator can only be closed; works that were under way fail with it. This rank's own arguments are
-  refused by the call itself, all other errors of a call with `async_op` are raised by `Work.wait`.
+  refused by the call itself, all other errors of a call with `async_op` are raised by `Work.wait`. What goes wrong with
+  a call on device arrays after it has returned is raised by the next call, or by `Work.synchronize`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -43,6 +48,7 @@ from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
 from hetcomm.runtime.job import open_job, settings
 from hetcomm.runtime.persistent import Request
+from hetcomm.runtime.streams import Streams
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
 from hetcomm.schedule.steps import Schedule
@@ -88,6 +94,8 @@ def init(
     cluster: str | None = None,
     timeout: float | None = None,
     config: Config | None = None,
+    worker: Any = None,
+    endpoints: Mapping[int, Any] | None = None,
 ) -> Communicator:
     """Meet the other ranks of this job and return the communicator over all of them; collective.
 
@@ -101,6 +109,10 @@ def init(
         cluster: Distinguishes clusters of one vendor, over `HETCOMM_CLUSTER`.
         timeout: Seconds any wait may take, over `HETCOMM_TIMEOUT`.
         config: All settings, in place of the environment's.
+        worker: A running worker of UCXX or ucx-py to send and receive with, in place of one of hetcomm's own: the
+            object, an endpoint of it, or the address of its `ucp_worker_h`. Each rank decides for itself. It must stay
+            until the communicator is closed, and goes on running then.
+        endpoints: By rank, endpoints of `worker` that lead there, to use in place of new ones; they are not closed.
 
     Returns:
         A communicator that is best used as a context manager: leaving the block closes it.
@@ -113,7 +125,7 @@ def init(
         TransportError: On every rank, if UCX is missing or unusable on any.
         CollectiveTimeoutError: Not all ranks called this in time.
     """
-    job = open_job(settings(config, vendor, cluster, timeout), comm, topology)
+    job = open_job(settings(config, vendor, cluster, timeout), comm, topology, worker, endpoints)
     try:
         parts = wire(job, job.group, range(job.group.nranks), job.topology)
     except BaseException:
@@ -144,6 +156,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._children: list[Communicator] = []
         self._rank, self._nranks = parts.group.rank, parts.group.nranks
         self._plans = parts.plans
+        self._streams = Streams(parts.job.devices, parts.job.serve, self._rank)
         self._closed = False
         self._engine = Engine(parts)
         self._active = parts.job.pump.active
@@ -222,10 +235,15 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         """
         engine = self._engine
         engine.check_usable()
+        with engine.lock:
+            return self._split(engine, color, key)
+
+    def _split(self, engine: Engine, color: int | None, key: int | None) -> Communicator | None:
         try:
+            engine.settle()
             self._refuse_in_group("split")
             color, key = _integer("color", color, self._rank), _integer("key", key, self._rank)
-        except UsageError as error:
+        except REFUSALS as error:
             engine.refuse(error)
             raise
         engine.agree(_SPLIT, always=True)
@@ -277,14 +295,16 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         """
         engine = self._engine
         engine.check_usable()
-        try:
-            self._refuse_in_group("use_schedule")
-            imported = self._plans.examine(schedule)
-        except REFUSALS as error:
-            engine.refuse(error)
-            raise
-        engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
-        self._plans.use(imported)
+        with engine.lock:
+            try:
+                engine.settle()
+                self._refuse_in_group("use_schedule")
+                imported = self._plans.examine(schedule)
+            except REFUSALS as error:
+                engine.refuse(error)
+                raise
+            engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
+            self._plans.use(imported)
 
     # ---- looking inside
 
@@ -354,8 +374,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
         Waits until the works under way are over and all ranks have called it, at most the communicator's timeout;
         messages that no rank takes any more are given up. If a rank has left otherwise, or the communicator is broken,
-        it does not wait. Never raises what went wrong on other ranks. Communicators split from this one are closed
-        first.
+        it does not wait. Never raises what went wrong on other ranks, but what went wrong with calls on device arrays
+        that nobody has been told of. Communicators split from this one are closed first.
         """
         self._close(self._parts.job.config.timeout)
 
@@ -376,7 +396,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             return
         for child in self._children:
             child._abandon(why)
-        self._engine.abandon(why)
+        with self._engine.lock:
+            self._engine.abandon(why)
         self._close(0.0)
 
     def _close(self, seconds: float) -> None:
@@ -387,11 +408,14 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._closed = True
         leaving.closed(self)
         try:
-            self._engine.close(seconds)
+            with self._engine.lock:
+                self._engine.close(seconds)
         finally:
-            self._parts.close()
+            with self._engine.lock:
+                self._parts.close()
             if self._parent is None:
-                self._parts.job.transport.close()
+                self._parts.job.close()
+        self._engine.settle()
 
 
 _SPLIT = Intent.of("split")

@@ -4,12 +4,12 @@
 the caller's               `UsageError`, `TopologyError`, `CollectiveMismatchError`
 the plan's                 `PlanMismatchError`, `ScheduleError`
 the wire's or the peer's   `TransportError`, `PeerFailureError`, `CollectiveTimeoutError`
-a foreign library's        `VendorError`
+a foreign library's        `VendorError`, `DeviceError`
 =========================  ==============================================================
 
 A message says what happened, where (rank, peer, collective number, step), and what to do next.
 After a `UsageError` no data has moved and the communicator is usable. After any error of the
-wire, the peer or a vendor, the communicator is unusable and must be closed.
+wire, the peer, a vendor or a device, the communicator is unusable and must be closed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 __all__ = [
     "CollectiveMismatchError",
     "CollectiveTimeoutError",
+    "DeviceError",
     "HetcommError",
     "PeerFailureError",
     "PlanMismatchError",
@@ -106,3 +107,7 @@ class CollectiveTimeoutError(TransportError):
 
 class VendorError(HetcommError):
     """A vendor's collective library is missing, cannot do what was asked, or reported a failure."""
+
+
+class DeviceError(HetcommError):
+    """A device, or the library that drives it, is missing, cannot do what was asked, or reported a failure."""

@@ -6,6 +6,7 @@ import configparser
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = [
-    pytest.param(code, id=f"{page.stem}-{number}")
+    pytest.param(
+        code,
+        id=f"{page.stem}-{number}",
+        marks=pytest.mark.skipif("import ucxx" in code and find_spec("ucxx") is None, reason="UCXX is not installed"),
+    )
     for page in PAGES
     for number, code in enumerate(BLOCK.findall(page.read_text()))
 ]
@@ -32,7 +37,9 @@ def readme_line(name: str) -> str:
 def test_every_program_in_the_pages_runs_as_one_process(code: str, tmp_path: Path) -> None:
     program = tmp_path / "app.py"
     program.write_text(code)
-    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -20,6 +20,7 @@ PARENTS = {
     "PeerFailureError": "TransportError",
     "CollectiveTimeoutError": "TransportError",
     "VendorError": "HetcommError",
+    "DeviceError": "HetcommError",
 }
 
 

@@ -32,7 +32,7 @@ class Finding:
     """One thing the doctor looked at.
 
     Attributes:
-        section: What it belongs to: 'hetcomm', 'UCX', 'MPI', 'vendors', 'GPUs', 'self-test'.
+        section: What it belongs to: 'hetcomm', 'UCX', 'MPI', 'vendors', 'GPUs', 'Device', 'self-test'.
         name: What it is.
         status: 'ok', 'missing', or 'problem'.
         detail: What was found, for people.
@@ -62,6 +62,7 @@ def examine(config: Config, selftest: bool = True, timeout: float = 60.0) -> Ite
     yield from _mpi()
     yield from _vendors()
     yield from _gpus()
+    yield from _device(transport)
     if selftest:
         if usable(transport):
             yield from _guarded("two processes over UCX", lambda: _ucx_test(config, timeout))
@@ -169,6 +170,34 @@ def _gpus() -> Iterator[Finding]:
             yield Finding("GPUs", name, "ok", detail, remedy, values={"gpus": found, "cupy": cupy})
     if not nvidia and not amd:
         yield Finding("GPUs", "none", "ok", "host arrays only", values={"gpus": []})
+
+
+def _device(transport: Iterable[Finding]) -> Iterator[Finding]:
+    """The device whose arrays this process could pass, opened as a communicator opens it."""
+    from hetcomm.devices.gpu import Gpu
+    from hetcomm.devices.library import cupy_kind
+
+    try:
+        kind = cupy_kind()
+        device = None if kind is None else Gpu(kind)
+    except HetcommError as error:
+        yield Finding("Device", "current", "missing", error.message, error.remedy or "")
+        return
+    if device is None:
+        yield Finding("Device", "none", "ok", "no CuPy that finds a GPU: host arrays only")
+        return
+    versions = device.versions()
+    detail = f"{device.name}; driver {versions['driver']}, runtime {versions['runtime']}, CuPy {versions['cupy']}"
+    values: dict[str, Any] = {"name": device.name, "kind": device.kind.value, **versions}
+    yield Finding("Device", "current", "ok", detail, values=values)
+    waits = device.stream_waits
+    detail = "yes" if waits else "no: streams wait for messages in a kernel of one thread"
+    yield Finding("Device", "stream memory operations", "ok", detail, values={"stream_memory_operations": waits})
+    reached = any(finding.values.get(device.kind.value) for finding in transport)
+    remedy = "" if reached else f"Set HETCOMM_UCX_HOME to a UCX built for {device.kind.value}, or install its extra."
+    detail = "yes" if reached else f"no: this UCX cannot move {device.kind.value} memory"
+    status: Status = "ok" if reached else "missing"
+    yield Finding("Device", "UCX reaches its memory", status, detail, remedy, {"reached": reached})
 
 
 def _field(path: Path, name: str, separator: str = ":") -> str:

@@ -35,7 +35,11 @@ from hetcomm._ext.ucp_wait cimport *
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
 
-__all__ = ["Peer", "Registration", "Request", "Worker", "resolve"]
+__all__ = ["SHARED", "Peer", "Registration", "Request", "Worker", "resolve"]
+
+cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xF << 44  # of a class that hetcomm.runtime.tags leaves free
+cdef double PROOF_SECONDS = 1.0
+cdef double SHARED_SECONDS = 0.0005  # between looks at messages that the owner of a shared worker may have moved
 
 include "ucp_library.pxi"
 include "ucp_peers.pxi"
@@ -44,17 +48,24 @@ include "ucp_memory.pxi"
 include "ucp_requests.pxi"
 
 
+cdef enum:
+    MOST_EVENTS = 64  # that one `watch` looks at
+
+ctypedef int (*EventQuery)(void* event) noexcept nogil
+
+
 cdef class Worker:
     """A UCP worker with a context of its own, or one adopted from UCXX or ucx-py.
 
     Args:
         options: UCX settings by name without 'UCX_'; one this UCX does not know is listed in `unknown_options`.
-        handle: The address of a running `ucp_worker_h` to share; it is neither configured nor destroyed, and its owner
-            may drive progress as well, though not at the same time from another thread. Memory cannot be registered
-            with it.
+        handle: The address of a running `ucp_worker_h` to share; it must be made for several threads
+            (`UCS_THREAD_MODE_MULTI`) and tagged messages (`UCP_FEATURE_TAG`). It is neither configured nor destroyed,
+            and its owner may progress it at any time, from any thread. Memory cannot be registered with it.
 
     Raises:
         TransportError: No library was resolved, or UCX cannot start; the message carries UCX's reason.
+        UsageError: The worker to share lacks something.
     """
 
     cdef Engine _engine
@@ -63,6 +74,7 @@ cdef class Worker:
     cdef Py_ssize_t _sweep_at
     cdef Request _done
     cdef bint _busy
+    cdef int _roused  # written by other threads; a call of UCX lies between any two looks at it
     cdef unsigned int _calls
     cdef object __weakref__
     cdef readonly tuple unknown_options
@@ -84,9 +96,30 @@ cdef class Worker:
         self._done.status = UCS_OK
         if handle:
             self._engine.adopt(handle)
+            try:
+                self._prove_tags()
+            except BaseException:
+                self.abandon()  # its owner may destroy it before this object is gone
+                raise
         else:
             self.unknown_options = self._engine.open(options or {})
             self._registry.context = self._engine.context
+
+    cdef int _prove_tags(self) except -1:
+        """See that a message to this worker itself arrives, for without UCP_FEATURE_TAG UCX drops it silently."""
+        arrived = bytearray(1)
+        try:
+            self._engine.connect(-1, self._engine.address, 0)
+            self.send_buffer(b"\1", -1, PROOF_TAG, PROOF_SECONDS)
+            self.recv_buffer(arrived, -1, PROOF_TAG, PROOF_SECONDS)
+        except (CollectiveTimeoutError, TransportError) as error:
+            raise UsageError(
+                "argument 'worker' is a UCP worker that delivers no tagged messages",
+                remedy="Make its context with UCP_FEATURE_TAG (Feature.TAG of UCXX and ucx-py).",
+            ) from error
+        finally:
+            self._engine.disconnect(0.2)
+        return 0
 
     # ---- peers
 
@@ -105,8 +138,11 @@ cdef class Worker:
         """The address of the `ucp_worker_h`, as other bindings of UCX take it; 0 once closed."""
         return <size_t>self._engine.worker
 
-    def connect(self, int peer, bytes address):
+    def connect(self, int peer, bytes address, size_t endpoint=0):
         """Make `peer` reachable under its number; its own number is allowed and loops back.
+
+        `endpoint` is the address of an `ucp_ep_h` of this worker that leads there, to use instead of a new one. It is
+        never closed, and its owner must not close it before this transport is.
 
         Raises:
             UsageError: `address` is not one of a hetcomm UCX transport, or `peer` stands for another address already.
@@ -114,14 +150,22 @@ cdef class Worker:
         """
         self._enter()
         self._busy = False
-        if not address.startswith(MAGIC) or len(address) <= HEADER:
+        if address[:MAGIC] not in (OWN, SHARED) or len(address) <= HEADER:
             raise UsageError(f"the address given for peer {peer} is not a UCX worker's", peer=peer)
         known = self._engine.peers.get(peer)
         if known is not None and (<Peer>known).address == address:
             return
         if known is not None:
             raise UsageError(f"peer {peer} is connected already", peer=peer, remedy="Number the peers differently.")
-        self._engine.connect(peer, address)
+        self._engine.connect(peer, address, endpoint)
+
+    @property
+    def shared_peers(self):
+        """The peers whose workers are shared with an owner, as this one's is; without itself."""
+        if self._engine.owned:
+            return []
+        return [number for number, peer in self._engine.peers.items()
+                if (<Peer>peer).address[:MAGIC] == SHARED and (<Peer>peer).address != self._engine.address]
 
     def supports_memory_type(self, str name):
         """Whether UCX moves memory of that type ('host', 'cuda', 'rocm') here."""
@@ -386,6 +430,41 @@ cdef class Worker:
         self._busy = False
         return moved != 0
 
+    def watch(self, double seconds, size_t query=0, object events=()):
+        """Progress until something has happened, `rouse` is called, or `seconds` have passed; whether something has.
+
+        It has, too, when `query`, the address of a C function `int query(void* event)`, is 0 for one of `events`.
+        Spins a little, then yields the processor; the GIL is not held. Other threads must not use the worker meanwhile.
+        """
+        cdef double deadline = now() + (seconds if self._engine.owned else min(seconds, SHARED_SECONDS))
+        cdef unsigned int moved = 0, turns = 0
+        cdef Py_ssize_t index, count = 0
+        cdef size_t[MOST_EVENTS] watched
+        if query:
+            for event in events[:MOST_EVENTS]:
+                watched[count] = event
+                count += 1
+        self._enter()
+        with nogil:
+            while True:
+                moved = ucp_worker_progress(self._engine.worker)
+                for index in range(count):
+                    if (<EventQuery>query)(<void*>watched[index]) == 0:
+                        moved = 1
+                        break
+                if moved or self._roused or now() >= deadline:
+                    break
+                turns += 1
+                if turns > SPINS:
+                    sched_yield()
+        self._roused = False
+        self._busy = False
+        return moved != 0
+
+    def rouse(self):
+        """End the `watch` that another thread is in, or comes to next."""
+        self._roused = True
+
     def flush(self, double timeout):
         """Wait until all that was sent has left this process for good; peers that have failed are passed over.
 
@@ -460,10 +539,22 @@ cdef class Worker:
             request = <Request>item
             request._look()
             if request.handle != NULL:
+                if not self._engine.owned:
+                    _outlived.append(request.keep)
                 request._settle(UCS_ERR_CANCELED)
         self._registry.clear()
         self._engine.close()
         self._busy = False
+
+    def abandon(self):
+        """Take this transport for closed without a call of UCX, since the owner has destroyed the shared worker."""
+        cdef Request request
+        for item in self._inflight:
+            request = <Request>item
+            request.handle = NULL
+            request.status = UCS_ERR_CANCELED
+        self._inflight.clear()
+        self._engine.close()
 
     def __del__(self):
         self._busy = False

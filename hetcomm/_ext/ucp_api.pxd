@@ -27,6 +27,7 @@ cdef extern from "ucp_table.h" nogil:
         UCS_MEMORY_TYPE_CUDA
         UCS_MEMORY_TYPE_ROCM
         UCS_THREAD_MODE_SERIALIZED
+        UCS_THREAD_MODE_MULTI
         UCP_FEATURE_TAG
         UCP_FEATURE_RMA
         UCP_FEATURE_WAKEUP
@@ -35,6 +36,7 @@ cdef extern from "ucp_table.h" nogil:
         UCP_WORKER_PARAM_FIELD_THREAD_MODE
         UCP_WORKER_PARAM_FIELD_FLAGS
         UCP_WORKER_FLAG_IGNORE_REQUEST_LEAK
+        UCP_WORKER_ATTR_FIELD_THREAD_MODE
         UCP_EP_PARAM_FIELD_REMOTE_ADDRESS
         UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE
         UCP_EP_PARAM_FIELD_ERR_HANDLER
@@ -81,6 +83,10 @@ cdef extern from "ucp_table.h" nogil:
         uint64_t field_mask
         int thread_mode
         uint64_t flags
+
+    ctypedef struct ucp_worker_attr_t:
+        uint64_t field_mask
+        int thread_mode
 
     ctypedef struct ucp_err_handler_t:
         void (*cb)(void* arg, ucp_ep_h ep, ucs_status_t status) noexcept nogil
@@ -137,6 +143,8 @@ cdef extern from "ucp_table.h" nogil:
     ucs_status_t ucp_worker_create "hetcomm_ucp.ucp_worker_create" (
         ucp_context_h context, const ucp_worker_params_t* params, ucp_worker_h* worker)
     void ucp_worker_destroy "hetcomm_ucp.ucp_worker_destroy" (ucp_worker_h worker)
+    ucs_status_t ucp_worker_query "hetcomm_ucp.ucp_worker_query" (ucp_worker_h worker, ucp_worker_attr_t* attr)
+    void ucp_worker_print_info "hetcomm_ucp.ucp_worker_print_info" (ucp_worker_h worker, FILE* stream)
     ucs_status_t ucp_worker_get_address "hetcomm_ucp.ucp_worker_get_address" (
         ucp_worker_h worker, ucp_address_t** address, size_t* length)
     void ucp_worker_release_address "hetcomm_ucp.ucp_worker_release_address" (

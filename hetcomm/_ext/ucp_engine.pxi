@@ -3,6 +3,12 @@
 cdef enum:
     GRACE_TURNS = 2000         # turns given to what is nearly over: cancelled requests, a dead peer's last messages
 
+# How UCX calls, in ucp_worker_print_info, the memory that a worker can reach besides the host's.
+cdef dict DEVICE_MEMORY = {
+    UCS_MEMORY_TYPE_CUDA: "endpoint for NVIDIA GPU memory",
+    UCS_MEMORY_TYPE_ROCM: "endpoint for AMD/ROCm GPU memory",
+}
+
 
 @cython.final
 cdef class Engine:
@@ -63,30 +69,57 @@ cdef class Engine:
         return tuple(unknown)
 
     cdef int adopt(self, size_t handle) except -1:
-        """Use the worker of another owner."""
-        self.worker = <ucp_worker_h>handle
+        """Use the worker of another owner, as it is.
+
+        Raises:
+            UsageError: It is not made for several threads.
+        """
+        cdef ucp_worker_attr_t attributes
+        cdef ucp_worker_h worker = <ucp_worker_h>handle
+        memset(&attributes, 0, sizeof(attributes))
+        attributes.field_mask = UCP_WORKER_ATTR_FIELD_THREAD_MODE
+        _check(ucp_worker_query(worker, &attributes), "ucp_worker_query")
+        if attributes.thread_mode != UCS_THREAD_MODE_MULTI:
+            raise UsageError(
+                "argument 'worker' is a UCP worker for one thread at a time; its owner's might meet hetcomm's in it",
+                remedy="Make it with UCS_THREAD_MODE_MULTI, as UCXX and ucx-py do, on a UCX built with --enable-mt.",
+            )
+        self.worker = worker
+        text = _printed(worker, NULL)
+        for kind, name in DEVICE_MEMORY.items():
+            if name in text:
+                self.memory_types |= <uint64_t>1 << <int>kind
         return self.start()
 
     cdef int start(self) except -1:
         cdef ucp_address_t* address
         cdef size_t length
         cdef int event_fd = -1
-        if ucp_worker_get_efd(self.worker, &event_fd) != UCS_OK:
+        # The descriptor of a shared worker is its owner's: whoever progresses first takes the event from the other.
+        if not self.owned or ucp_worker_get_efd(self.worker, &event_fd) != UCS_OK:
             event_fd = -1
         self.watch.add(event_fd)
         _check(ucp_worker_get_address(self.worker, &address, &length), "ucp_worker_get_address")
         try:
-            self.address = _process_mark() + (<char*>address)[:length]
+            self.address = (OWN if self.owned else SHARED) + _process_mark() + (<char*>address)[:length]
         finally:
             ucp_worker_release_address(self.worker, address)
         return 0
 
-    cdef int connect(self, int number, bytes address) except -1:
+    cdef int connect(self, int number, bytes address, size_t endpoint) except -1:
+        """Add a peer, over somebody else's `endpoint`, or with 0 over the one kept for it or a new one."""
         cdef Peer peer = Peer.__new__(Peer)
+        cdef Peer kept = None if endpoint else _kept.pop((self.address, address), None)
+        cdef ucp_ep_h ep = <ucp_ep_h>endpoint
+        if kept is not None and kept.link.failed == UCS_OK:
+            peer = kept
+            ep = kept.link.ep
         peer.number = number
         peer.address = address
+        peer.borrowed = endpoint != 0
+        peer.sent = False
         peer.link.failures = &self.failures
-        peer.open(self.worker, self.address, self.watch)
+        peer.open(self.worker, self.address, self.watch, ep)
         self.peers[number] = peer
         return 0
 
@@ -169,13 +202,23 @@ cdef class Engine:
         return 0
 
     cdef int disconnect(self, double timeout) except -1:
-        """Close all endpoints, by force where UCX allows it, and wait at most `timeout` seconds for that."""
+        """Close all endpoints, by force where UCX allows it, and wait at most `timeout` seconds for that.
+
+        Those from one shared worker to another stay until it is destroyed, and serve the next transport on it: UCX
+        pairs the endpoints of two workers in the order they are made, so the other end may be one of the owner's.
+        """
         cdef Peer peer
         cdef ucp_request_param_t param
         cdef void* handle
         cdef double deadline = now() + timeout
         for item in self.peers.values():
             peer = <Peer>item
+            if peer.borrowed:
+                continue
+            if not self.owned and peer.address[:MAGIC] == SHARED and peer.address != self.address:
+                peer.retire()
+                _kept[self.address, peer.address] = peer
+                continue
             param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS
             param.flags = UCP_EP_CLOSE_FLAG_FORCE
             handle = ucp_ep_close_nbx(peer.link.ep, &param)
@@ -187,11 +230,15 @@ cdef class Engine:
             with nogil:
                 while ucp_request_check_status(handle) == UCS_INPROGRESS and now() < deadline:
                     ucp_worker_progress(self.worker)
+            if not self.owned and ucp_request_check_status(handle) == UCS_INPROGRESS:
+                peer.retire()
+                _outlived.append(peer)
             ucp_request_free(handle)
+        self.peers.clear()
         return 0
 
     cdef int close(self) except -1:
-        """Destroy what `open` made, after `disconnect`."""
+        """Destroy what `open` made, after `disconnect`; forget what was adopted."""
         self.peers.clear()
         if self.owned:
             with nogil:

@@ -25,7 +25,10 @@ cdef class Registry:
 
     cdef int add(self, size_t address, size_t nbytes) except -1:
         if self.context == NULL:
-            raise TransportError("memory cannot be registered with an adopted worker")
+            raise TransportError(
+                "memory cannot be registered on a UCP worker that hetcomm shares, for UCP does not tell its context",
+                remedy="Leave it out: UCX registers what it needs by itself.",
+            )
         if nbytes == 0 or self.find(address, nbytes) is not None:
             return 0
         cdef ucp_mem_map_params_t params

@@ -6,8 +6,16 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<stdio.h>" nogil:
     FILE* open_memstream(char** text, size_t* length)
 
-cdef bytes MAGIC = b"HCU1"
+OWN = b"HCU1"                  # magic of a worker that hetcomm has made,
+SHARED = b"HCS1"               # and of one that it shares
+cdef Py_ssize_t MAGIC = 4
 cdef Py_ssize_t HEADER = 32    # magic, boot id, process namespace, process id
+
+# What outlives its transport, since a shared worker lives on: the peers whose endpoints stay, by the addresses of the
+# worker and of theirs, and what UCX may still write to.
+cdef dict _kept = {}
+cdef list _outlived = []
+cdef unsigned int _unheard = 0
 
 cdef struct Link:
     ucp_ep_h ep
@@ -21,15 +29,33 @@ cdef void _on_peer_failure(void* argument, ucp_ep_h ep, ucs_status_t status) noe
     link.failures[0] += 1
 
 
+cdef str _printed(ucp_worker_h worker, ucp_ep_h ep):
+    """UCX's own text about a worker, or about an endpoint."""
+    cdef char* text = NULL
+    cdef size_t length = 0
+    cdef FILE* stream = open_memstream(&text, &length)
+    if stream == NULL:
+        raise MemoryError()
+    if worker != NULL:
+        ucp_worker_print_info(worker, stream)
+    else:
+        ucp_ep_print_info(ep, stream)
+    fclose(stream)
+    try:
+        return text[:length].decode(errors="replace")
+    finally:
+        free(text)
+
+
 cdef bytes _process_mark():
-    """The start of an address: by it a peer sees whether this process is on its machine, and which one it is."""
+    """What follows the magic in an address: it tells a peer whether this process is on its machine, and which it is."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             machine = bytes.fromhex(file.read().strip().replace("-", ""))
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         machine, namespace = os.urandom(16), 0  # like no other's: every peer counts as remote
-    return MAGIC + machine + namespace.to_bytes(8, "little") + os.getpid().to_bytes(4, "little")
+    return machine + namespace.to_bytes(8, "little") + os.getpid().to_bytes(4, "little")
 
 
 @cython.final
@@ -78,27 +104,33 @@ cdef class Peer:
     cdef bytes address
     cdef int pidfd
     cdef bint sent
+    cdef bint borrowed         # its endpoint is somebody else's
 
     def __cinit__(self):
         self.pidfd = -1
 
-    cdef int open(self, ucp_worker_h worker, bytes own, Watch watch) except -1:
+    cdef int open(self, ucp_worker_h worker, bytes own, Watch watch, ucp_ep_h ep) except -1:
         """Make the endpoint to `address`, with the failure handling that fits where the process of it runs.
 
-        `own` is the address of this process, `watch` gets the pidfd of a peer on this machine.
+        `own` is the address of this process, `watch` gets the pidfd of a peer on this machine. `ep` is an endpoint to
+        use instead, or NULL.
         """
         cdef ucp_ep_params_t params
         cdef const char* raw = self.address
+        cdef bint is_local = self.address[MAGIC:HEADER - 4] == own[MAGIC:HEADER - 4]
+        if is_local and self.address[MAGIC:HEADER] != own[MAGIC:HEADER]:
+            self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
+        if ep != NULL:
+            self.link.ep = ep
+            return 0
         memset(&params, 0, sizeof(params))
         params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLER
         params.address = <const ucp_address_t*>(raw + HEADER)
         params.err_handler.cb = _on_peer_failure
         params.err_handler.arg = &self.link
-        if self.address[:HEADER - 4] != own[:HEADER - 4]:
+        if not is_local:
             params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE
             params.err_mode = UCP_ERR_HANDLING_MODE_PEER
-        elif self.address[:HEADER] != own[:HEADER]:
-            self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
         cdef ucs_status_t status = ucp_ep_create(worker, &params, &self.link.ep)
         if status != UCS_OK:
             ended = self.pidfd >= 0 and self.pidfd in watch.ended()
@@ -120,6 +152,14 @@ cdef class Peer:
         except OSError:
             return 0  # no pidfd in this kernel or sandbox: its failure shows as a timeout
         return watch.add(self.pidfd)
+
+    cdef int retire(self) except -1:
+        """Leave the transport; an endpoint that is not closed may still report its failure here."""
+        self.link.failures = &_unheard
+        if self.pidfd >= 0:
+            close_fd(self.pidfd)
+            self.pidfd = -1
+        return 0
 
     cdef object has_ended(self):
         pid = int.from_bytes(self.address[HEADER - 4:HEADER], "little")
@@ -151,17 +191,7 @@ cdef class Peer:
 
     cdef str describe(self):
         """UCX's own text about the endpoint."""
-        cdef char* text = NULL
-        cdef size_t length = 0
-        cdef FILE* stream = open_memstream(&text, &length)
-        if stream == NULL:
-            raise MemoryError()
-        ucp_ep_print_info(self.link.ep, stream)
-        fclose(stream)
-        try:
-            return text[:length].decode(errors="replace")
-        finally:
-            free(text)
+        return _printed(NULL, self.link.ep)
 
     def __dealloc__(self):
         if self.pidfd >= 0:

@@ -37,7 +37,9 @@
     X(ucp_request_free, "1.0") \
     X(ucp_mem_map, "1.0") \
     X(ucp_mem_unmap, "1.0") \
-    X(ucs_status_string, "1.0")
+    X(ucs_status_string, "1.0") \
+    X(ucp_worker_query, "1.0") \
+    X(ucp_worker_print_info, "1.0")
 
 #define HETCOMM_UCP_OPTIONAL(X) \
     X(ucp_ep_query, "1.12")

@@ -10,7 +10,9 @@ cdef extern from "ucp_wait.h" nogil:
         short revents
     int poll(pollfd* watched, unsigned long count, int milliseconds)
     short POLLIN
+    int sched_yield()
     enum:
+        SPINS "HETCOMM_SPINS"
         GO_ON "HETCOMM_GO_ON"
         LATE "HETCOMM_LATE"
         PATROL "HETCOMM_PATROL"

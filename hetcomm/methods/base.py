@@ -7,92 +7,147 @@ from typing import Any
 
 import numpy
 
-from hetcomm.errors import UsageError
+from hetcomm.errors import HetcommError, UsageError
 from hetcomm.runtime import calls
 from hetcomm.runtime.agreement import REFUSALS, Intent
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.plans import Plan, Plans
+from hetcomm.runtime.scratch import kind_of
+from hetcomm.runtime.streams import Ordering, Streams
 from hetcomm.runtime.work import CollectiveWork, ExchangeWork, Work
+from hetcomm.types import Memory, MemoryKind, ReduceKind
 
 __all__ = ["Methods"]
 
 
 class Methods:
-    """What all methods of a communicator build upon."""
+    """What all methods of a communicator build upon.
+
+    What a call does to the engine, it does under the engine's lock.
+    """
 
     _engine: Engine
     _plans: Plans
+    _streams: Streams
     _rank: int
     _nranks: int
 
-    def _plan(self, name: str, call: Call) -> Plan:
-        memory = call.out_memory if call.out_memory is not None else call.in_memory
-        assert memory is not None  # every call has an array
-        return self._plans.get(name, call.collective, memory.kind)
+    def _plan(self, name: str, call: Call, *, control: bool = False) -> Plan:
+        return self._plans.get(name, call.collective, kind_of(call.out_memory, call.in_memory), control=control)
+
+    def _refuse(self, error: HetcommError) -> None:
+        with self._engine.lock:
+            self._engine.refuse(error)
+
+    def _order(self, memories: Sequence[Memory | None], op: ReduceKind | None, stream: Any) -> Ordering | None:
+        """The place of a call in the order of its stream; None for host arrays.
+
+        It makes the device ready, which may block until calls under way are over, so the lock is free meanwhile.
+        """
+        if all(memory is None or memory.kind is MemoryKind.HOST for memory in memories):
+            return None
+        self._streams.prepare(memories, op)
+        with self._engine.lock:
+            return self._streams.order(memories, stream)
 
     def _collective(
-        self, name: str, function: Callable[..., Call], args: Sequence[Any], async_op: bool, timeout: float | None
+        self,
+        name: str,
+        function: Callable[..., Call],
+        args: Sequence[Any],
+        stream: Any,
+        async_op: bool,
+        timeout: float | None,
+        *,
+        control: bool = False,
     ) -> Work | None:
-        """Make a collective call: `function` checks `args`."""
+        """Make a collective call: `function` checks `args`; `control` as for `Plans.get`."""
         engine = self._engine
         engine.check_usable()
         try:
+            if engine.unraised is not None:
+                engine.settle()
             call = function(*args, self._rank, self._nranks)
-            seconds = engine.seconds(timeout)
-            plan = self._plan(name, call)
+            kind = kind_of(call.out_memory, call.in_memory)
+            with engine.lock:
+                seconds = engine.seconds(timeout)
+                plan = self._plans.get(name, call.collective, kind, control=control)
+            order = None
+            if kind is not MemoryKind.HOST:
+                order = self._order((call.out_memory, call.in_memory), call.collective.op, stream)
         except REFUSALS as error:
-            engine.refuse(error)
+            self._refuse(error)
             raise
-        return engine.launch(CollectiveWork(engine, name, plan, call, seconds), plan.intent, async_op=async_op)
+        with engine.lock:
+            work = CollectiveWork(engine, name, plan, call, seconds, order)
+            return engine.launch(work, plan.intent, async_op=async_op)
 
     def _persistent(
-        self, name: str, function: Callable[..., Call], args: Sequence[Any], timeout: float | None
+        self,
+        name: str,
+        function: Callable[..., Call],
+        args: Sequence[Any],
+        stream: Any,
+        timeout: float | None,
+        *,
+        control: bool = False,
     ) -> Request:
-        """Make the persistent form of a collective."""
+        """Make the persistent form of a collective; `control` as for `Plans.get`."""
         engine = self._engine
         engine.check_usable()
         try:
             self._refuse_in_group(f"{name}_init")
+            if engine.unraised is not None:
+                engine.settle()
             call = function(*args, self._rank, self._nranks)
-            seconds = engine.seconds(timeout)
-            plan = self._plan(name, call)
+            with engine.lock:
+                seconds = engine.seconds(timeout)
+                plan = self._plan(name, call, control=control)
         except REFUSALS as error:
-            engine.refuse(error)
+            self._refuse(error)
             raise
-        return self._request(name, plan, call, seconds)
+        return self._request(name, plan, call, stream, seconds)
 
-    def _exchange(self, args: Sequence[Any], async_op: bool, timeout: float | None) -> Work | None:
+    def _exchange(self, args: Sequence[Any], stream: Any, async_op: bool, timeout: float | None) -> Work | None:
         """Make an all_to_all_v, whose counts no rank knows alone."""
         engine, name = self._engine, "all_to_all_v"
         engine.check_usable()
         try:
-            seconds = engine.seconds(timeout)
-            gathered, plan, call, intent = self._gathering(name, *args)
+            engine.settle()
+            with engine.lock:
+                seconds = engine.seconds(timeout)
+                gathered, plan, call, intent, arrays = self._gathering(name, *args)
+            order = self._order(arrays, None, stream)
         except REFUSALS as error:
-            engine.refuse(error)
+            self._refuse(error)
             raise
 
         def then() -> tuple[Plan, Call]:
             return self._exchange_plan(gathered, *args)
 
-        return engine.launch(ExchangeWork(engine, name, plan, call, then, seconds), intent, async_op=async_op)
+        with engine.lock:
+            work = ExchangeWork(engine, name, plan, call, then, seconds, order)
+            return engine.launch(work, intent, async_op=async_op)
 
-    def _persistent_exchange(self, args: Sequence[Any], timeout: float | None) -> Request:
+    def _persistent_exchange(self, args: Sequence[Any], stream: Any, timeout: float | None) -> Request:
         """Make the persistent form of an all_to_all_v: the counts are gathered once."""
         engine, name = self._engine, "all_to_all_v_init"
         engine.check_usable()
         try:
             self._refuse_in_group(name)
-            seconds = engine.seconds(timeout)
-            gathered, plan, call, intent = self._gathering(name, *args)
+            engine.settle()
+            with engine.lock:
+                seconds = engine.seconds(timeout)
+                gathered, plan, call, intent, _ = self._gathering(name, *args)
         except REFUSALS as error:
-            engine.refuse(error)
+            self._refuse(error)
             raise
-        engine.launch(CollectiveWork(engine, name, plan, call, seconds), intent, async_op=False)
-        plan, call = self._exchange_plan(gathered, *args)
-        return self._request("all_to_all_v", plan, call, seconds)
+        with engine.lock:
+            engine.launch(CollectiveWork(engine, name, plan, call, seconds), intent, async_op=False)
+            plan, call = self._exchange_plan(gathered, *args)
+        return self._request("all_to_all_v", plan, call, stream, seconds)
 
     def _gathering(
         self,
@@ -103,16 +158,16 @@ class Methods:
         out_counts: Any,
         in_displs: Any,
         out_displs: Any,
-    ) -> tuple[Any, Plan, Call, Intent]:
-        """The call in which all ranks tell one another their counts: where they will be, its plan, itself, and what the
-        ranks compare."""
+    ) -> tuple[Any, Plan, Call, Intent, tuple[Memory | None, Memory | None]]:
+        """The call in which all ranks tell one another their counts: where they will be, its plan, itself, what the
+        ranks compare, and the arrays of the exchange."""
         rank, nranks = self._rank, self._nranks
         said = calls.splits(in_counts, out_counts, rank, nranks)
-        one = calls.exchange_arrays(in_array, out_array, said, in_displs, out_displs, rank, nranks)[2]
+        src, dst, one, _ = calls.exchange_arrays(in_array, out_array, said, in_displs, out_displs, rank, nranks)
         gathered = numpy.empty((nranks, 2 * nranks), numpy.int64)
         call = calls.all_gather(numpy.array(said, numpy.int64), gathered, None, rank, nranks)
-        plan = self._plan("all_gather", call)
-        return gathered, plan, call, Intent.of(f"{name} {one.dtype.value}", plan.intent)
+        plan = self._plan("all_gather", call, control=True)
+        return gathered, plan, call, Intent.of(f"{name} {one.dtype.value}", plan.intent), (dst, src)
 
     def _exchange_plan(
         self,
@@ -129,12 +184,16 @@ class Methods:
         call = calls.all_to_all_v(in_array, out_array, gathered.tolist(), in_displs, out_displs, rank, nranks)
         return self._plan("all_to_all_v", call), call
 
-    def _request(self, name: str, plan: Plan, call: Call, seconds: float) -> Request:
+    def _request(self, name: str, plan: Plan, call: Call, stream: Any, seconds: float) -> Request:
         """A persistent request that all ranks have agreed upon."""
         engine = self._engine
-        engine.agree(Intent.of(f"{name}_init: {plan.intent.text}", plan.intent))
-        engine.agreement.trust(plan.intent)
-        return Request(engine, name, plan, call, seconds)
+        with engine.lock:
+            engine.agree(Intent.of(f"{name}_init: {plan.intent.text}", plan.intent))
+            engine.agreement.trust(plan.intent)
+        memories, op = (call.out_memory, call.in_memory), call.collective.op
+        if kind_of(*memories) is MemoryKind.HOST:
+            return Request(engine, name, plan, call, None, seconds)
+        return Request(engine, name, plan, call, lambda: self._order(memories, op, stream), seconds)
 
     def _refuse_in_group(self, name: str) -> None:
         """Refuse a call that cannot be queued."""

@@ -34,7 +34,8 @@ class Collectives(Methods):
             out_array: As many elements of the same dtype; without it, or if it is `in_array`, the result replaces the
                 input.
             op: 'sum', 'prod', 'min', 'max', 'avg', `hetcomm.premul_sum(factor)`, a `ReduceOp`, or an mpi4py `Op`.
-            stream: Ignored with host arrays.
+            stream: The stream that a device array is worked on, as an int, a CuPy or a PyTorch stream; the current one
+                unless given. Ignored with host arrays.
             async_op: Return a `Work` at once; the call is complete when that is.
             timeout: Seconds a wait for this call may take; the communicator's unless given.
 
@@ -44,7 +45,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), async_op, timeout)
+        return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, async_op, timeout)
 
     def reduce(
         self,
@@ -69,7 +70,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), async_op, timeout)
+        return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), stream, async_op, timeout)
 
     def broadcast(
         self,
@@ -91,7 +92,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("broadcast", calls.broadcast, (in_out_array, root), async_op, timeout)
+        return self._collective("broadcast", calls.broadcast, (in_out_array, root), stream, async_op, timeout)
 
     def all_gather(
         self,
@@ -116,7 +117,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), async_op, timeout)
+        return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), stream, async_op, timeout)
 
     def reduce_scatter(
         self,
@@ -142,7 +143,7 @@ class Collectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, count, op)
-        return self._collective("reduce_scatter", calls.reduce_scatter, args, async_op, timeout)
+        return self._collective("reduce_scatter", calls.reduce_scatter, args, stream, async_op, timeout)
 
     def gather(
         self,
@@ -166,7 +167,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("gather", calls.gather, (in_array, out_array, root), async_op, timeout)
+        return self._collective("gather", calls.gather, (in_array, out_array, root), stream, async_op, timeout)
 
     def scatter(
         self,
@@ -190,7 +191,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("scatter", calls.scatter, (in_array, out_array, root), async_op, timeout)
+        return self._collective("scatter", calls.scatter, (in_array, out_array, root), stream, async_op, timeout)
 
     def all_to_all(
         self,
@@ -212,7 +213,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), async_op, timeout)
+        return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), stream, async_op, timeout)
 
     def barrier(self, *, stream: Any = None, async_op: bool = False, timeout: float | None = None) -> Work | None:
         """Return when all ranks have called it. Collective.
@@ -224,4 +225,6 @@ class Collectives(Methods):
             PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         token = numpy.zeros(1, numpy.uint8)
-        return self._collective("barrier", calls.all_reduce, (token, None, "max"), async_op, timeout)
+        return self._collective(
+            "barrier", calls.all_reduce, (token, None, "max"), stream, async_op, timeout, control=True
+        )

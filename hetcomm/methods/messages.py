@@ -58,7 +58,7 @@ class Messages(Methods):
                     return None
             except HetcommError as error:
                 self._end_message(error, peer)
-        return self._message("send", (("array", array, peer, True),), tag, async_op, timeout)
+        return self._message("send", (("array", array, peer, True),), tag, stream, async_op, timeout)
 
     def recv(
         self,
@@ -88,7 +88,7 @@ class Messages(Methods):
                     return None
             except HetcommError as error:
                 self._end_message(error, peer)
-        return self._message("recv", (("out_array", out_array, peer, False),), tag, async_op, timeout)
+        return self._message("recv", (("out_array", out_array, peer, False),), tag, stream, async_op, timeout)
 
     def send_recv(
         self,
@@ -121,14 +121,21 @@ class Messages(Methods):
             ("in_array", in_array, peer, True),
             ("out_array", out_array, peer if source is None else source, False),
         )
-        return self._message("send_recv", both, tag, async_op, timeout)
+        return self._message("send_recv", both, tag, stream, async_op, timeout)
 
     def _message(
-        self, name: str, parts: Sequence[tuple[str, Any, Any, bool]], tag: Any, async_op: bool, timeout: float | None
+        self,
+        name: str,
+        parts: Sequence[tuple[str, Any, Any, bool]],
+        tag: Any,
+        stream: Any,
+        async_op: bool,
+        timeout: float | None,
     ) -> Work | None:
         """Make a work of one or two messages, each given as argument's name, array, peer and direction."""
         engine, points = self._engine, self._points
         engine.check_usable()
+        engine.settle()
         seconds = engine.seconds(timeout)
         alone = len(parts) == 1 and not async_op and engine.group is None
         messages: list[Message] = []
@@ -137,7 +144,9 @@ class Messages(Methods):
             messages.append(points.prepare(array, peer, tag, is_send=is_send, names=(argument, who), alone=alone))
         if len(messages) == 2:
             refuse_overlap(messages[0].memory, messages[1].memory, "since both are in use at once", self._rank)
-        return engine.launch(MessageWork(engine, points, name, messages, seconds), None, async_op=async_op)
+        order = self._order([message.memory for message in messages], None, stream)
+        with engine.lock:
+            return engine.launch(MessageWork(engine, points, name, messages, seconds, order), None, async_op=async_op)
 
     def _end_message(self, error: HetcommError, peer: int) -> NoReturn:
         told = self._points.explain(error, peer)

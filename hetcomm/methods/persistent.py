@@ -34,7 +34,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_reduce`, with its arguments. Collective."""
-        return self._persistent("all_reduce", calls.all_reduce, (in_array, out_array, op), timeout)
+        return self._persistent("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, timeout)
 
     def reduce_init(
         self,
@@ -47,7 +47,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `reduce`, with its arguments. Collective."""
-        return self._persistent("reduce", calls.reduce, (in_array, out_array, root, op), timeout)
+        return self._persistent("reduce", calls.reduce, (in_array, out_array, root, op), stream, timeout)
 
     def broadcast_init(
         self,
@@ -58,7 +58,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `broadcast`, with its arguments. Collective."""
-        return self._persistent("broadcast", calls.broadcast, (in_out_array, root), timeout)
+        return self._persistent("broadcast", calls.broadcast, (in_out_array, root), stream, timeout)
 
     def all_gather_init(
         self,
@@ -70,7 +70,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_gather`, with its arguments. Collective."""
-        return self._persistent("all_gather", calls.all_gather, (in_array, out_array, count), timeout)
+        return self._persistent("all_gather", calls.all_gather, (in_array, out_array, count), stream, timeout)
 
     def reduce_scatter_init(
         self,
@@ -83,7 +83,9 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `reduce_scatter`, with its arguments. Collective."""
-        return self._persistent("reduce_scatter", calls.reduce_scatter, (in_array, out_array, count, op), timeout)
+        return self._persistent(
+            "reduce_scatter", calls.reduce_scatter, (in_array, out_array, count, op), stream, timeout
+        )
 
     def gather_init(
         self,
@@ -95,7 +97,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `gather`, with its arguments. Collective."""
-        return self._persistent("gather", calls.gather, (in_array, out_array, root), timeout)
+        return self._persistent("gather", calls.gather, (in_array, out_array, root), stream, timeout)
 
     def scatter_init(
         self,
@@ -107,7 +109,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `scatter`, with its arguments. Collective."""
-        return self._persistent("scatter", calls.scatter, (in_array, out_array, root), timeout)
+        return self._persistent("scatter", calls.scatter, (in_array, out_array, root), stream, timeout)
 
     def all_to_all_init(
         self,
@@ -118,7 +120,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_to_all`, with its arguments. Collective."""
-        return self._persistent("all_to_all", calls.all_to_all, (in_array, out_array), timeout)
+        return self._persistent("all_to_all", calls.all_to_all, (in_array, out_array), stream, timeout)
 
     def all_gather_v_init(
         self,
@@ -131,7 +133,9 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_gather_v`, with its arguments. Collective."""
-        return self._persistent("all_gather_v", calls.all_gather_v, (in_array, out_array, counts, displs), timeout)
+        return self._persistent(
+            "all_gather_v", calls.all_gather_v, (in_array, out_array, counts, displs), stream, timeout
+        )
 
     def reduce_scatter_v_init(
         self,
@@ -146,7 +150,7 @@ class PersistentCollectives(Methods):
     ) -> Request:
         """Make a persistent `reduce_scatter_v`, with its arguments. Collective."""
         return self._persistent(
-            "reduce_scatter_v", calls.reduce_scatter_v, (in_array, out_array, counts, op, displs), timeout
+            "reduce_scatter_v", calls.reduce_scatter_v, (in_array, out_array, counts, op, displs), stream, timeout
         )
 
     def gather_v_init(
@@ -161,7 +165,9 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `gather_v`, with its arguments. Collective."""
-        return self._persistent("gather_v", calls.gather_v, (in_array, out_array, counts, root, displs), timeout)
+        return self._persistent(
+            "gather_v", calls.gather_v, (in_array, out_array, counts, root, displs), stream, timeout
+        )
 
     def scatter_v_init(
         self,
@@ -175,7 +181,9 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `scatter_v`, with its arguments. Collective."""
-        return self._persistent("scatter_v", calls.scatter_v, (in_array, out_array, counts, root, displs), timeout)
+        return self._persistent(
+            "scatter_v", calls.scatter_v, (in_array, out_array, counts, root, displs), stream, timeout
+        )
 
     def all_to_all_v_init(
         self,
@@ -190,9 +198,11 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_to_all_v`, with its arguments. The counts are compared once. Collective."""
-        return self._persistent_exchange((in_array, out_array, in_counts, out_counts, in_displs, out_displs), timeout)
+        return self._persistent_exchange(
+            (in_array, out_array, in_counts, out_counts, in_displs, out_displs), stream, timeout
+        )
 
     def barrier_init(self, *, stream: Any = None, timeout: float | None = None) -> Request:
         """Make a persistent `barrier`. Collective."""
         token = numpy.zeros(1, numpy.uint8)
-        return self._persistent("barrier", calls.all_reduce, (token, None, "max"), timeout)
+        return self._persistent("barrier", calls.all_reduce, (token, None, "max"), stream, timeout, control=True)

@@ -46,7 +46,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, displs)
-        return self._collective("all_gather_v", calls.all_gather_v, args, async_op, timeout)
+        return self._collective("all_gather_v", calls.all_gather_v, args, stream, async_op, timeout)
 
     def reduce_scatter_v(
         self,
@@ -75,7 +75,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, op, displs)
-        return self._collective("reduce_scatter_v", calls.reduce_scatter_v, args, async_op, timeout)
+        return self._collective("reduce_scatter_v", calls.reduce_scatter_v, args, stream, async_op, timeout)
 
     def gather_v(
         self,
@@ -103,7 +103,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, root, displs)
-        return self._collective("gather_v", calls.gather_v, args, async_op, timeout)
+        return self._collective("gather_v", calls.gather_v, args, stream, async_op, timeout)
 
     def scatter_v(
         self,
@@ -132,7 +132,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, root, displs)
-        return self._collective("scatter_v", calls.scatter_v, args, async_op, timeout)
+        return self._collective("scatter_v", calls.scatter_v, args, stream, async_op, timeout)
 
     def all_to_all_v(
         self,
@@ -167,4 +167,4 @@ class VectorCollectives(Methods):
             VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, in_counts, out_counts, in_displs, out_displs)
-        return self._exchange(args, async_op, timeout)
+        return self._exchange(args, stream, async_op, timeout)

@@ -23,6 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from hetcomm.errors import (
+    DeviceError,
     HetcommError,
     PeerFailureError,
     PlanMismatchError,
@@ -42,7 +43,14 @@ _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it 
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
 
-REFUSALS: tuple[type[HetcommError], ...] = (UsageError, VendorError, TopologyError, TransportError, ScheduleError)
+REFUSALS: tuple[type[HetcommError], ...] = (
+    UsageError,
+    VendorError,
+    TopologyError,
+    TransportError,
+    ScheduleError,
+    DeviceError,
+)
 """What a rank may raise about its own arguments before it takes part in a call."""
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hetcomm.errors import TransportError
 from hetcomm.runtime import tags
 from hetcomm.runtime.buffers import memory
-from hetcomm.runtime.executor import collect
+from hetcomm.runtime.execution import collect
 from hetcomm.transport.base import Request, Transport
 
 __all__ = ["Frame", "Mailbox", "Subject"]

@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from hetcomm import errors
@@ -112,10 +111,9 @@ def choose_vendor(config: Config, *, over_mpi: bool, from_topology: str | None =
 
 
 def _device_vendor() -> str | None:
-    """The vendor of this host's GPU, if it has one that a known vendor drives; makes no device context."""
-    known = registry.names()
+    """The vendor of this host's GPU, if it has one whose library is here too; makes no device context."""
     for name, device in (("nccl", "/dev/nvidiactl"), ("rccl", "/dev/kfd")):
-        if name in known and os.path.exists(device) and find_spec("cupy") is not None:
+        if os.path.exists(device) and registry.vendor(name).availability().usable:
             return name
     return None
 

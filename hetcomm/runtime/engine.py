@@ -7,6 +7,9 @@ The rules:
   collectives. Nothing of this waits, so a call with `async_op=True` returns at once whatever the other ranks do.
 * Whoever waits moves everything: `finish` moves the work that is waited for, the pump all that is in the background,
   on every communicator of the job.
+* A call on device arrays returns when it is in line; nobody waits for it but the device. The job then has a thread that
+  moves works while the user's does something else (`hetcomm.runtime.progress`); whatever a call does to an engine, it
+  does under `lock`.
 * An interruption (Ctrl-C) goes to the caller; whatever communicator it hit is unusable.
 """
 
@@ -14,8 +17,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
 from hetcomm.runtime.agreement import Intent, Ticket
 from hetcomm.runtime.calls import Call, check_timeout
@@ -46,6 +51,7 @@ class Engine(UnderWay):
 
     Attributes:
         group: Where calls are queued inside `Communicator.group`, or None.
+        lock: Keeps the progress thread out of the works.
         sent: Bytes the programs of works have sent to other clusters.
     """
 
@@ -61,9 +67,15 @@ class Engine(UnderWay):
         self._runs = 0  # of programs
         self._weight = 0  # of all that has begun: runs, and runs inside of vendors
         self._window_end = _WINDOW
+        self.lock = self._pump.lock
         self._pump.add(self)
 
     # ---- asking for works
+
+    @property
+    def threaded(self) -> bool:
+        """Whether there is a progress thread."""
+        return self._pump.threaded
 
     def seconds(self, timeout: float | None) -> float:
         """How long a call may take.
@@ -86,7 +98,8 @@ class Engine(UnderWay):
         Args:
             work: What to do.
             intent: What the ranks compare; None for messages, which are no collective.
-            async_op: Whether the caller will wait.
+            async_op: Whether the caller will wait. On device arrays nobody does, and the stream waits in place of the
+                host.
 
         Raises:
             HetcommError: As `finish`.
@@ -94,11 +107,22 @@ class Engine(UnderWay):
         if self.group is not None:
             self.group.add(work, intent, waited=not async_op)
             return work if async_op else None
-        self.submit((work,), intent, background=async_op)
+        self.submit((work,), intent, background=async_op or work.order is not None)
         if async_op:
             return work
-        self.finish(work)
+        if work.order is None:
+            self.finish(work)
+        else:
+            self.leave(work)
         return None
+
+    def leave(self, work: Work) -> None:
+        """Let its stream wait for a work on device arrays; its error is for the next call."""
+        assert work.order is not None  # or the host would wait
+        work.attended = False
+        if work.over:
+            self.unraised = self.unraised or work.exception()
+        work.order.hold()
 
     def submit(self, works: Sequence[Work], intent: Intent | None, *, background: bool, always: bool = False) -> None:
         """Put works in line, all of them one call, and begin what may begin.
@@ -109,6 +133,7 @@ class Engine(UnderWay):
             background: Whether the pump moves them; else the caller waits for the only one.
             always: See `Agreement.open`.
         """
+        self.check_usable()  # it may have failed, in the background, since the call began: nothing would open its gate
         try:
             ticket = None
             if intent is not None:
@@ -124,7 +149,8 @@ class Engine(UnderWay):
                 self._current = works[0]
             if ticket is None:
                 for work in works:
-                    self._start(work)
+                    if self.unposted or not self._start(work):
+                        self.unposted.append(work)
             else:
                 self.pending.extend(works)
                 self.begin()
@@ -153,12 +179,7 @@ class Engine(UnderWay):
         """
         if not work.over:
             seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
-            if not work.submitted:
-                raise UsageError(
-                    f"{work.name} has not been started: its group has not ended",
-                    remedy="Wait for it after the group's block.",
-                    rank=self.rank,
-                )
+            self._check_submitted(work)
             self._current = work
             try:
                 if not work.step() and not wait(self._pump, work.step, time.monotonic() + seconds, self.look):
@@ -171,6 +192,29 @@ class Engine(UnderWay):
         failure = work.exception()
         if failure is not None:
             raise failure
+
+    def follow(self, work: Work) -> None:
+        """Let the current stream wait for a work on device arrays.
+
+        Raises:
+            UsageError: It is in a group that has not ended.
+            HetcommError: What has gone wrong with it so far.
+        """
+        failure = work.exception()
+        if failure is not None:
+            raise failure
+        if not work.over:
+            self._check_submitted(work)
+            assert work.order is not None  # the caller has looked
+            work.order.hold_current()
+
+    def _check_submitted(self, work: Work) -> None:
+        if not work.submitted:
+            raise UsageError(
+                f"{work.name} has not been started: its group has not ended",
+                remedy="Wait for it after the group's block.",
+                rank=self.rank,
+            )
 
     def turn(self) -> None:
         """Move everything along once."""
@@ -194,7 +238,7 @@ class Engine(UnderWay):
             self._turns += 1
             if self._turns % _LOOK_TURNS == 0:
                 self.look(time.monotonic())
-            if self.pending:
+            if self.pending or self.unposted:
                 self.begin()
             works = self._background
             while works and works[0].over:
@@ -223,11 +267,15 @@ class Engine(UnderWay):
             if work is not self._current and not self.move(work) and time.perf_counter() > until:
                 return
 
+    def events(self) -> list[Event]:
+        """What the works in the background wait for on a device."""
+        return [event for work in islice(self._background, 2 * _PER_TURN) for event in work.events()]
+
     def progress_vendors(self) -> None:
         """Move the vendors' communicators."""
         if self._halted:
             return
-        for communicator in self._parts.communicators.values():
+        for communicator in self._parts.vendor_communicators:
             try:
                 communicator.progress()
             except HetcommError as error:
@@ -266,10 +314,10 @@ class Engine(UnderWay):
         number = self._runs
         self._runs += 1
         executor, direct, ticket = self._executor, plan.direct, work.ticket
-        if direct is not None and not executor.calls_due and executor.spans is None:
+        if direct is not None and work.order is None and not executor.calls_due and executor.spans is None:
             return direct.start(call.collective, call.in_memory, call.out_memory)
         about = number if ticket is None else ticket.call
-        return executor.run(plan.bound, number, call.in_memory, call.out_memory, call.factor, about)
+        return executor.run(plan.bound, number, call.in_memory, call.out_memory, call.factor, about, work.order)
 
     def account(self, plan: Plan) -> None:
         """A plan has been run."""
@@ -301,6 +349,8 @@ class Engine(UnderWay):
         pending = self.pending
         while not self._halted and pending and self._start(pending[0]):
             pending.popleft()
+        while not self._halted and self.unposted and self._start(self.unposted[0]):
+            self.unposted.popleft()
         if self.agreement.failed:
             self._deliver()
 
@@ -346,7 +396,7 @@ class Engine(UnderWay):
             self._pump.remove(self)
 
     def _idle(self) -> bool:
-        if self.pending:
+        if self.pending or self.unposted:
             self.begin()
         return self.agreement.broken is not None or all(
             work.over or isinstance(work, MessageWork) for work in (*self._background, *self.pending)

@@ -54,11 +54,13 @@ class Queue:
         if messages:
             works.append(_Burst(engine, messages))
         engine.submit([*works, *messages, *collectives], _together(intents), background=True)
-        if works and not works[0].over:
+        if works and intents and not works[0].over:
             engine.finish(works[0])  # a message that is sent later must not overtake these
         first: HetcommError | None = None
         for entry in self._entries:
-            if entry.waited:
+            if entry.waited and entry.work.order is not None:
+                engine.leave(entry.work)
+            elif entry.waited:
                 try:
                     engine.finish(entry.work)
                 except HetcommError as error:
@@ -86,8 +88,8 @@ class _Burst(Work):
         self._works = works
 
     def begin(self) -> bool:
-        """Post everything."""
-        if not self._engine.permits(self.ticket):
+        """Post everything, once all arrays are ready."""
+        if not self._engine.permits(self.ticket) or not all(work.due for work in self._works):
             return False
         for sends in (False, True):
             for work in self._works:
@@ -105,6 +107,7 @@ class _Burst(Work):
 def group(engine: Engine) -> Iterator[None]:
     """The block of `Communicator.group`."""
     engine.check_usable()
+    engine.settle()
     if engine.group is not None:  # the outermost block starts everything
         yield
         return
@@ -113,12 +116,14 @@ def group(engine: Engine) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        queue.drop(engine, error)
+        with engine.lock:
+            queue.drop(engine, error)
         raise
     finally:
-        engine.group, engine.detour = None, engine.unusable
+        engine.group, engine.detour = None, engine.unusable or engine.threaded
     engine.check_usable()
-    queue.run(engine)
+    with engine.lock:
+        queue.run(engine)
 
 
 def _together(intents: Sequence[Intent]) -> Intent | None:

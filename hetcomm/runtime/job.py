@@ -7,13 +7,17 @@ and MPI adopts the one that is there (design, "Which UCX").
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from hetcomm.devices import Devices
+from hetcomm.devices.base import Device
 from hetcomm.errors import HetcommError, TopologyError, UsageError
 from hetcomm.runtime import detect
 from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
-from hetcomm.runtime.tags import Contexts
+from hetcomm.runtime.progress import ProgressThread
+from hetcomm.runtime.tags import Contexts, contexts_on
 from hetcomm.runtime.waiting import Pump
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
@@ -25,8 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "open_job"]
 
+_GREETING_SECONDS = 30.0  # that a greeting may take, when all ranks have just met
+_log = logging.getLogger(__name__)
+_SHOWN = 8  # peers that a warning names
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Job:
     """One process's part of a job.
 
@@ -38,6 +46,7 @@ class Job:
         contexts: See `hetcomm.runtime.tags`.
         pump: Keeps the transport, calls in the background and all vendors' communicators moving.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
+        devices: Those that arrays have been on so far.
     """
 
     config: Config
@@ -47,15 +56,31 @@ class Job:
     contexts: Contexts
     pump: Pump
     calibration: Calibration | None = None
+    devices: Devices = field(default_factory=Devices)
+    _thread: ProgressThread | None = None
+
+    def serve(self, device: Device) -> None:
+        """From now on calls move while the user's thread does something else; says what passes through the host."""
+        if self._thread is None:
+            _warn_of_staging(self.transport, device, self.group.rank)
+            self._thread = ProgressThread(self.pump, self.transport, device)
+
+    def close(self) -> None:
+        """Release what its communicators share, once they are closed."""
+        if self._thread is not None:
+            self._thread.stop()
+        self.transport.close()
 
 
-def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
+def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any = None, endpoints: Any = None) -> Job:
     """Meet the other ranks and connect to them; collective.
 
     Args:
         config: The settings of this process.
         comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
         topology: A `Topology`, or the path of a file with one; overrides `config.topology`.
+        worker: A UCP worker to share, in place of one of hetcomm's own.
+        endpoints: Those of `worker` to use, by rank.
 
     Raises:
         UsageError, TopologyError, VendorError, TransportError: On every rank, if any rank cannot take part; the message
@@ -65,7 +90,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
     failure: HetcommError | None = None
     transport: UcxTransport | None = None
     try:
-        transport = _open_transport(config)
+        transport = _open_transport(config, worker, endpoints)
     except HetcommError as error:
         failure = error
     try:
@@ -84,6 +109,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         assert transport is not None  # or `exchange` would have raised the failure
         for peer, said in enumerate(statements):
             transport.connect(peer, said.address)
+        _greet(transport, statements, group, config)
         found = given if given is not None else detect.build_topology(statements)
         calibration = _agree_on_calibration(config, group)
     except BaseException:
@@ -92,7 +118,28 @@ def open_job(config: Config, comm: Any = None, topology: Any = None) -> Job:
         raise
     pump = Pump(transport)
     transport.companion = pump.progress_vendors  # for its own blocking calls
-    return Job(config, transport, group, found, Contexts(), pump, calibration)
+    contexts = Contexts() if worker is None else contexts_on(transport.handle)
+    return Job(config, transport, group, found, contexts, pump, calibration)
+
+
+def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
+    """Say once, loudly, where device arrays cannot go straight to other ranks."""
+    from hetcomm.transport.ucx import UcxTransport
+
+    if not isinstance(transport, UcxTransport):
+        return
+    staged = {peer: lanes for peer, lanes in transport.staged(device.kind).items() if peer != rank}
+    if staged:
+        peers = ", ".join(f"{peer} ({', '.join(lanes)})" for peer, lanes in sorted(staged.items())[:_SHOWN])
+        more = f" and {len(staged) - _SHOWN} more" if len(staged) > _SHOWN else ""
+        _log.warning(
+            "[rank %d] arrays on %s reach rank %s%s by way of host memory only, which is slow. Use a UCX with CUDA or "
+            "ROCm and RDMA (HETCOMM_UCX_HOME), or the wheel for this device; 'hetcomm doctor' shows the lanes.",
+            rank,
+            device.name,
+            peers,
+            more,
+        )
 
 
 def _agree_on_calibration(config: Config, group: JobGroup) -> Calibration | None:
@@ -129,10 +176,28 @@ def settings(config: Config | None, vendor: str | None, cluster: str | None, tim
     )
 
 
-def _open_transport(config: Config) -> UcxTransport:
+def _greet(transport: UcxTransport, statements: list[detect.Statement], group: JobGroup, config: Config) -> None:
+    """See that shared workers reach each other before a message of a user's depends on it; collective.
+
+    Raises:
+        UsageError, TransportError: On every rank, if one does not.
+    """
+    from hetcomm.transport.ucx import is_shared
+
+    if not any(is_shared(said.address) for said in statements):
+        return
+    failure: HetcommError | None = None
+    try:
+        transport.greet(group.rank, min(config.timeout, _GREETING_SECONDS))
+    except HetcommError as error:
+        failure = error
+    detect.exchange(group, b"", failure, "hetcomm.init")
+
+
+def _open_transport(config: Config, worker: Any, endpoints: Any) -> UcxTransport:
     from hetcomm.transport.ucx import UcxTransport  # loads UCX's binding; `import hetcomm` must not
 
-    return UcxTransport(config)
+    return UcxTransport(config, worker=worker, endpoints=endpoints)
 
 
 def _load(topology: Any, nranks: int) -> Topology | None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hetcomm.errors import UsageError
+from hetcomm.runtime.agreement import REFUSALS
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.streams import Ordering
 from hetcomm.runtime.work import CollectiveWork, Work
 
 __all__ = ["Request"]
@@ -19,10 +23,19 @@ class Request:
     it closes itself.
     """
 
-    __slots__ = ("_call", "_engine", "_name", "_plan", "_seconds", "_work")
+    __slots__ = ("_call", "_engine", "_name", "_order", "_plan", "_seconds", "_work")
 
-    def __init__(self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        plan: Plan,
+        call: Call,
+        order: Callable[[], Ordering | None] | None,
+        seconds: float,
+    ) -> None:
         self._engine = engine
+        self._order = order
         self._name = name
         self._plan = plan
         self._call: Call | None = call
@@ -39,17 +52,26 @@ class Request:
         """
         engine, call = self._engine, self._call
         engine.check_usable()
-        if call is None or self._work is not None:
-            state = "is closed" if call is None else "was started and has not been waited for"
-            remedy = "Make a new one." if call is None else "Call wait() before the next start()."
-            error = UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
-            engine.refuse(error)
-            raise error
-        self._work = CollectiveWork(engine, self._name, self._plan, call, self._seconds)
-        engine.launch(self._work, self._plan.intent, async_op=True)
+        try:
+            if engine.unraised is not None:
+                engine.settle()
+            if call is None or self._work is not None:
+                state = "is closed" if call is None else "was started and has not been waited for"
+                remedy = "Make a new one." if call is None else "Call wait() before the next start()."
+                raise UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
+            order = None if self._order is None else self._order()
+        except REFUSALS as error:
+            with engine.lock:
+                engine.refuse(error)
+            raise
+        with engine.lock:
+            self._work = CollectiveWork(engine, self._name, self._plan, call, self._seconds, order)
+            engine.launch(self._work, self._plan.intent, async_op=True)
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when the run is over; at once if none is under way. It can then be started again.
+
+        With device arrays it returns at once, as `Work.wait` does, and the next run comes after this one.
 
         Args:
             timeout: Seconds this may take; those given when it was made unless given here.
@@ -62,9 +84,10 @@ class Request:
         if work is None:
             return
         try:
-            self._engine.finish(work, timeout)
+            work.wait(timeout)
         finally:
-            if work.over:
+            if work.over or work.order is not None:
+                work.attended = work.over
                 self._work = None
 
     def done(self) -> bool:

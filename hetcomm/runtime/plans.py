@@ -14,7 +14,7 @@ from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.executor import Executor
 from hetcomm.runtime.imported import Imported, examine
 from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Buffer, CommId, Copy, Fill, Program, Recv, Reduce, Schedule, Send, Slice, VendorCall
+from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Schedule, Send, Slice, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration
@@ -71,7 +71,7 @@ class Plans:
         self._vendors = vendors
         self._calibration = calibration
         self._imported: dict[Collective, Imported] = {}
-        self._plans: OrderedDict[tuple[int, int, str], Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, int, str, bool], Plan] = OrderedDict()
 
     def tuning(self, collective: Collective) -> Tuning:
         """What the planners turn on for a collective: by the calibration, or the rules."""
@@ -98,35 +98,37 @@ class Plans:
         self._imported[imported.collective] = imported
         self._plans.clear()
 
-    def get(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
+    def get(self, name: str, collective: Collective, memory: MemoryKind, *, control: bool = False) -> Plan:
         """The plan of a collective that is called `name`, on arrays in `memory`.
+
+        With `control` the arrays are hetcomm's own, on the host, whatever memory the vendor takes.
 
         Raises:
             UsageError: A vendor does not take arrays in that memory.
             VendorError: A vendor cannot do its part.
         """
-        key = (id(collective), id(memory), name)
+        key = (id(collective), id(memory), name, control)
         found = self._plans.get(key)
         if found is None:
-            found = self._plans[key] = self._make(name, collective, memory)
+            found = self._plans[key] = self._make(name, collective, memory, control)
             self.made += 1
             if len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
         return found
 
-    def _make(self, name: str, collective: Collective, memory: MemoryKind) -> Plan:
+    def _make(self, name: str, collective: Collective, memory: MemoryKind, control: bool) -> Plan:
         program = self.program(collective)
         for step in program.steps:
-            if isinstance(step, VendorCall):
+            if isinstance(step, VendorCall) and not control:
                 self._check(step, memory)
         if memory is not MemoryKind.HOST:
             self._check_device(program, memory)
-        bound = self._executor.bind(program)
+        bound = self._executor.bind(program, memory)
         return Plan(
             collective,
             program,
             bound,
-            self._direct(program),
+            self._direct(program, memory),
             self.intent(name, collective, program.algorithm),
             traffic((program,), self._topology).total,
             max(1, bound.vendor_calls),
@@ -167,13 +169,7 @@ class Plans:
             )
 
     def _check_device(self, program: Program, memory: MemoryKind) -> None:
-        """Refuse a program that does on the host what arrays on a device do not allow."""
-        if any(isinstance(step, (Copy, Fill, Reduce)) for step in program.steps) or program.scratch_count:
-            raise UsageError(
-                f"the arrays are in {memory.value} memory, but {program.algorithm!r} works on the host too",
-                remedy="Pass host arrays.",
-                rank=self._rank,
-            )
+        """Refuse a program whose messages the transport cannot carry."""
         sends = any(isinstance(step, (Send, Recv)) for step in program.steps)
         if sends and not self._executor.transport.supports(memory):
             raise UsageError(
@@ -182,7 +178,7 @@ class Plans:
                 rank=self._rank,
             )
 
-    def _direct(self, program: Program) -> VendorCommunicator | None:
+    def _direct(self, program: Program, memory: MemoryKind) -> VendorCommunicator | None:
         """The communicator whose call is the whole program, with the whole buffers."""
         if len(program.steps) != 1 or not isinstance(program.steps[0], VendorCall):
             return None
@@ -195,7 +191,9 @@ class Plans:
             whole = step.src == _whole(Buffer.IN, collective.in_count(rank)) and step.dst == _whole(
                 Buffer.OUT, collective.out_count(rank)
             )
-        return self._executor.communicators[step.comm] if whole else None
+        executor = self._executor
+        communicators = executor.twins if memory is MemoryKind.HOST else executor.communicators
+        return communicators[step.comm] if whole else None
 
     def intent(self, name: str, collective: Collective, algorithm: str) -> Intent:
         """What the ranks compare of a call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -15,7 +15,6 @@ from hetcomm.runtime.buffers import memory as memory_of
 from hetcomm.runtime.work import Message
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Request, Transport
-from hetcomm.types import Memory, MemoryKind
 
 __all__ = ["PointToPoint"]
 
@@ -117,8 +116,6 @@ class PointToPoint:
     def post(self, message: Message) -> Request:
         """Start a message; errors are the transport's own, see `explain`."""
         memory, peer = message.memory, message.peer
-        if memory.kind is not MemoryKind.HOST:
-            _synchronize(memory)
         if message.is_send:
             return self.transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | message.tag)
         return self.transport.recv(
@@ -156,7 +153,10 @@ class PointToPoint:
         )
 
     def _check_number(self, name: str, value: Any, highest: int, rank: int) -> None:
-        number = value.__index__() if hasattr(value, "__index__") else -1
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = -1
         if isinstance(value, bool) or not 0 <= number <= highest:
             raise UsageError(
                 f"argument {name!r} is {value!r}", remedy=f"Pass an integer from 0 to {highest}.", rank=rank
@@ -165,12 +165,3 @@ class PointToPoint:
 
 def _no_short_way(*_: Any) -> Any:
     raise TransportError("this transport has no short way for host buffers")
-
-
-def _synchronize(memory: Memory) -> None:
-    """Wait until the device has done what the array's library has queued: UCX uses the memory on its own."""
-    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
-    if cupy is not None:
-        cupy.cuda.Device().synchronize()
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()

@@ -4,7 +4,7 @@
 bits     meaning
 =======  ==================================================================
 63 - 48  context: which communicator, or which vendor's sub-communicator
-47 - 44  class: 0 collective, 1 point-to-point, 2 control
+47 - 44  class: 8 collective, 9 point-to-point, 10 control; 15 is the transport's
 43 - 24  source: the sender's rank within the context (0 for control)
 23 - 0   collective: call number mod 2^16, then 8 bits of channel;
          point-to-point: the user's tag; control: 0
@@ -14,6 +14,8 @@ A transport matches tags only, so the sender is part of them. Control messages l
 inside, so that one posted receive takes those of all ranks. A context is used by disjoint groups at most, and
 no process is in two groups of one context, so tags never meet. Sixteen bits of the call number are enough: two calls
 65,536 apart can never be under way between the same two ranks, because each run of a program waits for its messages.
+
+Bit 47 is set in all of them: the tags without it belong to whoever shares a UCP worker with hetcomm.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = [
     "MAX_USER_TAG",
     "Contexts",
     "collective",
+    "contexts_on",
     "control",
     "point_to_point",
 ]
@@ -36,13 +39,14 @@ MAX_RANKS = 1 << 20
 MAX_CHANNEL = (1 << 8) - 1
 MAX_USER_TAG = (1 << 24) - 1
 
-_POINT_TO_POINT = 1
-_CONTROL = 2
+_COLLECTIVE = 8
+_POINT_TO_POINT = 9
+_CONTROL = 10
 
 
 def collective(context: int, source: int, call: int, channel: int = 0) -> int:
     """The tag of a message of a program."""
-    return context << 48 | source << 24 | (call & 0xFFFF) << 8 | channel
+    return context << 48 | _COLLECTIVE << 44 | source << 24 | (call & 0xFFFF) << 8 | channel
 
 
 def point_to_point(context: int, source: int, tag: int = 0) -> int:
@@ -82,3 +86,14 @@ class Contexts:
             )
         self._next = agreed + count
         return agreed
+
+
+def contexts_on(worker: int) -> Contexts:
+    """The contexts of this process on the UCP worker at address `worker`, which outlives the communicators on it.
+
+    They go on where those of the last `hetcomm.init` on it ended, so that a message left over from then meets nobody.
+    """
+    return _adopted.setdefault(worker, Contexts())
+
+
+_adopted: dict[int, Contexts] = {}

@@ -32,6 +32,8 @@ class UnderWay:
         detour: Whether that is so, or calls are being grouped: no short way may be taken.
         calls: Collective calls completed.
         pending: Works that are submitted and have not begun, in order.
+        unraised: What went wrong with a call that nobody waits for, and is for the next call.
+        unposted: Messages whose arrays a device is still working on, in order, and those behind them.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -40,10 +42,12 @@ class UnderWay:
         self.unusable = self.detour = False
         self.calls = 0
         self.pending: deque[Work] = deque()
+        self.unposted: deque[Work] = deque()
         self._background: deque[Work] = deque()  # those that the pump moves
         self._current: Work | None = None  # the one that a blocking call waits for
         self._parts = parts
         self._closed = False
+        self.unraised: Exception | None = None
         self._halted = False  # broken, or about to be: nothing moves any more
 
     def check_usable(self) -> None:
@@ -59,13 +63,27 @@ class UnderWay:
             raise UsageError(
                 "this communicator is closed", remedy="Make a new one with hetcomm.init().", rank=self.rank
             )
-        raise self._unusable_error() from self.agreement.cause
+        with self._parts.job.pump.lock:  # the progress thread may be about to find out why
+            self.settle()
+            raise self._unusable_error() from self.agreement.cause
+
+    def settle(self) -> None:
+        """Raise what went wrong with a call on device arrays after it had returned, once.
+
+        Raises:
+            HetcommError: As the call would have, had it waited.
+        """
+        error, self.unraised = self.unraised, None
+        if error is not None:
+            raise error
 
     def end(self, work: Work, error: Exception | None) -> None:
         """A work is over; nothing of it touches an array any more."""
         if work.over:
             return
         work.end(error)
+        if error is not None and not work.attended:
+            self.unraised = self.unraised or error
         ticket = work.ticket
         if ticket is not None:
             ticket.works -= 1
@@ -158,14 +176,20 @@ class UnderWay:
             error = (ticket.error if ticket is not None else None) or self.agreement.cause
             self.end(work, self._unusable_error() if error is None else _again(error))
         self.pending.clear()
+        self.unposted.clear()
         self._background.clear()
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
         self.unusable = self.detour = self._halted = True
-        self._parts.abort_executions()
-        for work in self._works():
+        works = [work for work in (*self._background, *self.pending) if not work.over]
+        if self._current is not None and not self._current.over and self._current not in works:
+            works.append(self._current)
+        for work in works:  # in order: on its stream, the beginning of one may stand behind the end of the one before
             work.abort()
+            if work.order is not None:
+                work.order.release()
+        self._parts.abort_executions()
 
     def _unusable_error(self) -> TransportError:
         return TransportError(

@@ -7,10 +7,13 @@ outnumber the cores: after a short spin every turn gives the processor away.
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
 
+from hetcomm.devices.base import Event
 from hetcomm.transport.base import Transport
 
 __all__ = ["Mover", "Progress", "Pump", "wait"]
@@ -35,10 +38,22 @@ class Progress(Protocol):
 
 
 class Mover(Protocol):
-    """What goes on in the background of a communicator; nothing of it raises but an interruption of the process."""
+    """What goes on in the background of a communicator; nothing of it raises but an interruption of the process.
+
+    Attributes:
+        lock: The pump's.
+        detour: Whether messages may not take the short way to the transport, which takes no lock.
+    """
+
+    lock: AbstractContextManager[Any]
+    detour: bool
 
     def advance(self) -> None:
         """Move the calls that nobody waits for."""
+        ...
+
+    def events(self) -> Sequence[Event]:
+        """What these calls wait for on a device."""
         ...
 
     def progress_vendors(self) -> None:
@@ -55,10 +70,18 @@ class Pump:
 
     Attributes:
         active: The communicators with calls in the background.
+        lock: Held by whoever moves anything; reentrant.
+        threaded: Whether a thread of hetcomm's own moves it too (`hetcomm.runtime.progress`).
+        roused: What that thread waits for when there is nothing in the background.
+        query: How it asks for events of the device (`Device.query`).
     """
 
     def __init__(self, transport: Transport) -> None:
         self.active: list[Mover] = []
+        self.lock: AbstractContextManager[Any] = threading.RLock()
+        self.threaded = False
+        self.roused = threading.Event()
+        self.query = 0
         self._transport = transport
         self._movers: tuple[Mover, ...] = ()
         self._idle_turns = 0
@@ -67,6 +90,8 @@ class Pump:
     def add(self, mover: Mover) -> None:
         """Keep the vendors of a communicator moving from now on."""
         self._movers += (mover,)
+        mover.lock = self.lock
+        mover.detour = mover.detour or self.threaded
 
     def remove(self, mover: Mover) -> None:
         """It is aborted or closed."""
@@ -77,6 +102,7 @@ class Pump:
         """It has calls in the background."""
         if mover not in self.active:
             self.active.append(mover)
+            self.roused.set()
 
     def rest(self, mover: Mover) -> None:
         """It has none any more."""
@@ -99,6 +125,22 @@ class Pump:
         if self._idle_turns % _VENDOR_TURNS == 0:
             self.progress_vendors()
         return False
+
+    def share(self, lock: AbstractContextManager[Any], query: int) -> None:
+        """From now on another thread moves it too, under `lock`, and asks a device for events by `query`."""
+        self.lock = lock
+        self.threaded = True
+        self.query = query
+        for mover in self._movers:
+            mover.lock = lock
+            mover.detour = True
+
+    def watch(self, seconds: float) -> bool:
+        """Wait in the transport, without the GIL, until something happens; whether something did."""
+        events: list[int] = []
+        if self.query:
+            events = [event.handle for mover in self.active for event in mover.events()]
+        return self._transport.watch(seconds, self.query, events)
 
     def progress_vendors(self) -> None:
         """Move the vendors only."""

@@ -15,6 +15,7 @@ from hetcomm.runtime.job import Job
 from hetcomm.runtime.plans import Plans
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
+from hetcomm.types import MemoryKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 
@@ -34,6 +35,7 @@ class Parts:
         topology: Of its ranks.
         context: See `hetcomm.runtime.tags`.
         communicators: The vendors' communicators this rank is in.
+        twins: The same for host memory: those of the built-in vendor where this rank's takes none.
         executors: Its own, then those of its `ucx` vendor communicators.
         agreement, mailbox, plans: See there.
     """
@@ -44,6 +46,7 @@ class Parts:
     topology: Topology
     context: int
     communicators: dict[CommId, VendorCommunicator]
+    twins: dict[CommId, VendorCommunicator]
     executors: tuple[Executor, ...]
     mailbox: Mailbox
     agreement: Agreement
@@ -54,15 +57,21 @@ class Parts:
         for executor in self.executors:
             executor.abort()
 
+    @property
+    def vendor_communicators(self) -> list[VendorCommunicator]:
+        """All of them, once each."""
+        others = [twin for comm, twin in self.twins.items() if twin is not self.communicators[comm]]
+        return [*self.communicators.values(), *others]
+
     def abort(self) -> None:
         """Stop everything under way, for good."""
         self.abort_executions()
-        for communicator in self.communicators.values():
+        for communicator in self.vendor_communicators:
             communicator.abort()
 
     def close(self) -> None:
         """Release what belongs to this communicator alone; collective unless aborted."""
-        for communicator in self.communicators.values():
+        for communicator in self.vendor_communicators:
             communicator.close()
         self.mailbox.close(1.0)
         for executor in self.executors:
@@ -85,7 +94,8 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         failure = error
     exchange(group, b"", failure, "making a communicator")
     communicators: dict[CommId, VendorCommunicator] = {}
-    executor = Executor(job.transport, peers, group.rank, context, communicators)
+    twins: dict[CommId, VendorCommunicator] = {}
+    executor = Executor(job.transport, peers, group.rank, context, communicators, job.devices, twins)
     executors, vendors = [executor], dict[CommId, Vendor]()
     try:
         mine = topology.communicators_of(topology.cluster_of(group.rank))
@@ -93,9 +103,13 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             if group.rank not in ranks:
                 continue
             part = group.subgroup(ranks)
-            runner = Executor(job.transport, [peers[rank] for rank in ranks], part.rank, context + 1 + number, {})
+            runner = Executor(
+                job.transport, [peers[rank] for rank in ranks], part.rank, context + 1 + number, {}, job.devices
+            )
             vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
-            communicators[comm] = vendors[comm].create(part, runner)
+            communicators[comm] = twins[comm] = vendors[comm].create(part, runner)
+            if MemoryKind.HOST not in vendors[comm].capabilities.memory:
+                twins[comm] = registry.vendor("ucx").create(part, runner)
             executors.append(runner)
     except HetcommError as error:
         failure = error
@@ -114,6 +128,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         topology,
         context,
         communicators,
+        twins,
         tuple(executors),
         mailbox,
         Agreement(job.pump, mailbox),

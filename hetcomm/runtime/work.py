@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hetcomm.devices.base import Event
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, UsageError
 from hetcomm.runtime.agreement import Ticket
 from hetcomm.runtime.calls import Call
-from hetcomm.runtime.executor import Execution, collect
+from hetcomm.runtime.execution import Execution, collect
+from hetcomm.runtime.streams import Ordering
 from hetcomm.transport.base import Request
 from hetcomm.types import Memory
 from hetcomm.vendors.base import Operation
@@ -35,13 +37,17 @@ class Work:
     `Communicator.close` waits for it. When one fails its communicator is unusable and all its other works fail too,
     unless the error is a `UsageError` after which it stays usable, or a message had the wrong length. A work belongs to
     the thread of its communicator.
+
+    On device arrays it also moves while nobody waits. `wait` then lets the current stream wait, not the host.
     """
 
-    __slots__ = ("_engine", "_error", "_over", "_seconds", "begun", "name", "submitted", "ticket")
+    __slots__ = ("_engine", "_error", "_over", "_seconds", "attended", "begun", "name", "order", "submitted", "ticket")
     counts = 0  # how many collective calls it is
 
-    def __init__(self, engine: Engine, name: str, seconds: float) -> None:
+    def __init__(self, engine: Engine, name: str, seconds: float, order: Ordering | None = None) -> None:
         self.name = name
+        self.order = order
+        self.attended = True  # or nobody has it, so that its error is for the next call
         self.ticket: Ticket | None = None
         self.submitted = False
         self.begun = False
@@ -53,8 +59,12 @@ class Work:
     def wait(self, timeout: float | None = None) -> None:
         """Return when it is over: the output is there, and the input may be changed again.
 
+        With device arrays it returns at once: what is queued on the current stream of the arrays' library from now on
+        comes after it. It raises what has gone wrong so far; later errors are raised by `synchronize`.
+
         Args:
-            timeout: Seconds this may take; those of the call unless given. They count from here.
+            timeout: Seconds this may take; those of the call unless given. They count from here. Of no effect with
+                device arrays.
 
         Raises:
             UsageError: The arguments were refused on another rank, or the ranks' counts contradict one another, as with
@@ -63,16 +73,22 @@ class Work:
                 longer written to, and the communicator can only be closed; `done` asks without that risk.
             PlanMismatchError, PeerFailureError, VendorError, TransportError: As raised by the blocking call.
         """
-        self._engine.finish(self, timeout)
+        with self._engine.lock:
+            if self.order is None:
+                self._engine.finish(self, timeout)
+            else:
+                self._engine.follow(self)
 
     def synchronize(self, timeout: float | None = None) -> None:
-        """Return when it is over on the host; with host arrays the same as `wait`, errors included."""
-        self._engine.finish(self, timeout)
+        """Let the host wait until it is over; with host arrays the same as `wait`, errors included."""
+        with self._engine.lock:
+            self._engine.finish(self, timeout)
 
     def done(self) -> bool:
         """Whether it is over, well or not; moves everything along, but never waits, and raises no error of the work."""
         if not self._over:
-            self._engine.turn()
+            with self._engine.lock:
+                self._engine.turn()
         return self._over
 
     def exception(self) -> Exception | None:
@@ -101,7 +117,7 @@ class Work:
     def step(self) -> bool:
         """Move it, and what must begin before it; whether it is over."""
         engine = self._engine
-        if engine.pending:
+        if engine.pending or engine.unposted:
             engine.begin()
         return engine.move(self)
 
@@ -117,6 +133,12 @@ class Work:
         """It is over: let go of everything."""
         self._over = True
         self._error = error
+        if self.order is not None:
+            self.order.release()
+
+    def events(self) -> Sequence[Event]:
+        """What it waits for on a device."""
+        return ()
 
     def abort(self) -> None:
         """Stop what the executors do not know of, so that nothing touches the arrays any more."""
@@ -157,8 +179,10 @@ class CollectiveWork(Work):
     __slots__ = ("_call", "_operation", "_plan", "weight")
     counts = 1
 
-    def __init__(self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float) -> None:
-        super().__init__(engine, name, seconds)
+    def __init__(
+        self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float, order: Ordering | None = None
+    ) -> None:
+        super().__init__(engine, name, seconds, order)
         self.weight = 0  # place in the engine's window
         self._plan: Plan | None = plan
         self._call: Call | None = call
@@ -172,7 +196,9 @@ class CollectiveWork(Work):
         if not self._engine.admits(self, plan):
             return False
         self.begun = True
-        self._operation = self._engine.run(self, plan, call)
+        self._operation = operation = self._engine.run(self, plan, call)
+        if self.order is not None and isinstance(operation, Execution):
+            self.order.exit = operation.exit
         return True
 
     def advance(self) -> bool:
@@ -183,10 +209,19 @@ class CollectiveWork(Work):
         self._engine.account(plan)
         return True
 
+    def abort(self) -> None:
+        """Stop its program."""
+        if isinstance(self._operation, Execution):
+            self._operation.abort()
+
     def end(self, error: Exception | None) -> None:
         """It is over."""
         super().end(error)
         self._plan = self._call = self._operation = None
+
+    def events(self) -> Sequence[Event]:
+        """What its program waits for on a device."""
+        return self._operation.events() if isinstance(self._operation, Execution) else ()
 
     def late(self, seconds: float) -> HetcommError:
         """What to raise when a wait took too long: the steps it waits for."""
@@ -218,9 +253,16 @@ class ExchangeWork(CollectiveWork):
     __slots__ = ("_then",)
 
     def __init__(
-        self, engine: Engine, name: str, plan: Plan, call: Call, then: Callable[[], tuple[Plan, Call]], seconds: float
+        self,
+        engine: Engine,
+        name: str,
+        plan: Plan,
+        call: Call,
+        then: Callable[[], tuple[Plan, Call]],
+        seconds: float,
+        order: Ordering | None = None,
     ) -> None:
-        super().__init__(engine, name, plan, call, seconds)
+        super().__init__(engine, name, plan, call, seconds, order)
         self._then: Callable[[], tuple[Plan, Call]] | None = then
 
     def begin(self) -> bool:
@@ -263,21 +305,38 @@ class MessageWork(Work):
     __slots__ = ("_failure", "_messages", "_points", "_requests")
 
     def __init__(
-        self, engine: Engine, points: PointToPoint, name: str, messages: Sequence[Message], seconds: float
+        self,
+        engine: Engine,
+        points: PointToPoint,
+        name: str,
+        messages: Sequence[Message],
+        seconds: float,
+        order: Ordering | None = None,
     ) -> None:
-        super().__init__(engine, name, seconds)
+        super().__init__(engine, name, seconds, order)
         self._points = points
         self._messages = tuple(messages)
         self._requests: list[tuple[Message, Request]] = []
         self._failure: HetcommError | None = None
 
     def begin(self) -> bool:
-        """Post everything, receives first, unless a group has done so."""
+        """Post everything, receives first, unless a group has done so, or the arrays are not ready yet."""
         if self.begun:
             return True
+        if not self.due:
+            return False
         self.post(sends=False)
         self.post(sends=True)
         return True
+
+    def events(self) -> Sequence[Event]:
+        """The point of its stream at which it may be posted."""
+        return () if self.begun or self.order is None else (self.order.entry,)
+
+    @property
+    def due(self) -> bool:
+        """Whether the device has come to this call."""
+        return self.order is None or self.order.entry.done()
 
     def post(self, *, sends: bool) -> None:
         """Post its receives or, after these, its sends."""
@@ -321,7 +380,10 @@ class MessageWork(Work):
     def late(self, seconds: float) -> HetcommError:
         """What to raise when a wait took too long."""
         if not self.begun:
-            return super().late(seconds)
+            if self.due:
+                return super().late(seconds)
+            what = f"{self.name} did not begin within {seconds:g} s: its stream has not come to it"
+            return CollectiveTimeoutError(what, rank=self._engine.rank, remedy="See what is queued on the stream.")
         message = self._requests[-1][0]
         what = "be taken" if message.is_send else "arrive"
         error = CollectiveTimeoutError(f"the message did not {what} within {seconds:g} s")

@@ -12,12 +12,13 @@ b >= 2, equal uplinks border, 1 reduce_scatter   rank (slot + 1 + r mod (b-1)) c
 b >= 2, unequal       border, reduce per slot    the slot's rank by bandwidth  k
 b = 1, n >= 2         home, reduce to a helper   the border rank               k
 n = 1                 none, local `Reduce`       the rank                      k
+any, if `locally`     the same, at equal uplinks the slot's rank               k
 ====================  =========================  ============================  ===========================
 
 Into the cluster come k*y elements, divided over the border ranks in proportion to their uplinks' bandwidth in; the
 finished elements lie at the border ranks in proportion to their bandwidth out. Scratch per border rank:
-y for each round with equal uplinks, else at most (1 + k)y. For each element all additions happen in one
-place and in one order, so every rank that gets it gets the same bits.
+y for each round with equal uplinks, else at most (1 + k)y; k times its share where it adds by itself. For each
+element all additions happen in one place and in one order, so every rank that gets it gets the same bits.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Slot:
     Attributes:
         holder: The rank that holds the cluster's own partial, and what has been added up between rounds.
         result: The rank that holds the finished elements.
-        receiver: The rank that receives the first remote partial; never the holder, unless that is alone.
+        receiver: The rank that receives the first remote partial; never the holder, unless that adds by itself.
     """
 
     start: int
@@ -63,7 +64,7 @@ class Placement:
     """How one cluster combines a region it owns.
 
     Attributes:
-        comm: The vendor communicator whose calls add; None where the only rank adds by itself.
+        comm: The vendor communicator whose calls add; None where each rank adds up its slots by itself.
         members: Its ranks.
         slots: Ascending, together the region.
         per_round: Remote partials that are added in one round, each received by the next border rank round.
@@ -93,9 +94,16 @@ class Placement:
         )
 
 
-def place(cluster: Cluster, count: int) -> Placement:
-    """How `cluster` combines `count` elements that it owns with any number of remote partials."""
+def place(cluster: Cluster, count: int, *, locally: bool = False) -> Placement:
+    """How `cluster` combines `count` elements that it owns with any number of remote partials.
+
+    `locally`: by `Reduce` steps of the border ranks rather than by its vendor, if their uplinks are equal.
+    """
     border, nborder = cluster.border, len(cluster.border)
+    if locally and cluster.is_even:
+        shares = divide(cluster, count, Direction.OUT)
+        own = tuple(Slot(share.start, share.stop, share.rank, share.rank, share.rank) for share in shares)
+        return Placement(None, border, own, 1, False)
     if nborder == 1:
         rank, alone = border[0], len(cluster) == 1
         helper = rank if alone else cluster.ranks[(cluster.ranks.index(rank) + 1) % len(cluster)]
@@ -142,22 +150,25 @@ def combine(builder: Builder, region: Combination) -> None:
     """Add the remote partials of a region to the owner's own; an average is then divided by the number of ranks."""
     comm = region.placement.comm
     if comm is None:
-        _combine_alone(builder, region)
+        _combine_locally(builder, region)
     elif region.placement.scattered:
         _combine_scattered(builder, region, comm)
     else:
         _combine_by_slot(builder, region, comm)
 
 
-def _combine_alone(builder: Builder, region: Combination) -> None:
-    total = region.result(region.placement.slots[0])
-    builder.copy(region.source, total)
-    remotes = [builder.scratch(total.count) for _ in region.incoming]
-    for number, remote in enumerate(remotes):
-        _receive(builder, region, number, {0: remote})
-    for remote in remotes:
-        builder.reduce(remote, total)
-    _finish(builder, region, total, total)
+def _combine_locally(builder: Builder, region: Combination) -> None:
+    """Each border rank adds the remote partials of its slots to the cluster's own, in their order."""
+    totals = {slot.start: region.result(slot) for slot in region.placement.slots if slot.holder == builder.rank}
+    _own_partial(builder, region, totals)
+    rooms = [{start: builder.scratch(total.count) for start, total in totals.items()} for _ in region.incoming]
+    for number, room in enumerate(rooms):
+        _receive(builder, region, number, room)
+    for room in rooms:
+        for start, remote in room.items():
+            builder.reduce(remote, totals[start])
+    for total in totals.values():
+        _finish(builder, region, total, total)
 
 
 def _combine_scattered(builder: Builder, region: Combination, comm: CommId) -> None:

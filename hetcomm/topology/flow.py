@@ -33,10 +33,17 @@ _WINDOW = 4  # ticks after which the scratch of a stage is used again
 
 
 class Flow:
-    """The stages of one rank, collected in any order."""
+    """The stages of one rank, collected in any order.
 
-    def __init__(self, builder: Builder, topology: Topology) -> None:
+    Args:
+        builder: Takes the steps.
+        topology: Of the job.
+        locally: See `Tuning.local_reduction`.
+    """
+
+    def __init__(self, builder: Builder, topology: Topology, *, locally: bool = False) -> None:
         self.builder = builder
+        self._locally = locally
         self.clusters = topology.clusters
         self.here = topology.cluster_index(builder.rank)
         self.cluster = topology.clusters[self.here]
@@ -73,7 +80,7 @@ class Flow:
         """`border.place`, remembered."""
         found = self._placements.get((cluster, count))
         if found is None:
-            found = self._placements[cluster, count] = place(self.clusters[cluster], count)
+            found = self._placements[cluster, count] = place(self.clusters[cluster], count, locally=self._locally)
         return found
 
     # ---- up

@@ -61,7 +61,7 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
 def all_reduce(collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES) -> Program:
     """Partials to the hub of each piece, results back: 2(C-1)S between clusters."""
     builder = Builder(collective, rank)
-    flow = Flow(builder, topology)
+    flow = Flow(builder, topology, locally=tuning.local_reduction)
     source, target = builder.source(), builder.target()
     for tick, region, start, stop in _pieces(collective, topology, tuning):
         tree = _tree(topology, region, collective, tuning)
@@ -79,7 +79,7 @@ def all_reduce(collective: Collective, topology: Topology, rank: int, tuning: Tu
 def reduce(collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES) -> Program:
     """Partials to the hub of each piece and on to the root's cluster: (C-1)S between clusters."""
     builder = Builder(collective, rank)
-    flow = Flow(builder, topology)
+    flow = Flow(builder, topology, locally=tuning.local_reduction)
     source, target, root = builder.source(), builder.target(), collective.root or 0
     for tick, region, start, stop in _pieces(collective, topology, tuning):
         there = within(target, -start)
@@ -94,7 +94,7 @@ def reduce(collective: Collective, topology: Topology, rank: int, tuning: Tuning
 def reduce_scatter(collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES) -> Program:
     """Partials to the hub of each piece and on to the cluster whose ranks get it: (C-1)S between clusters."""
     builder = Builder(collective, rank)
-    flow = Flow(builder, topology)
+    flow = Flow(builder, topology, locally=tuning.local_reduction)
     if not collective.total:
         return builder.program("hierarchical reduce_scatter")
     source, target = builder.source(), builder.target()

@@ -109,10 +109,19 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
     if select.is_large(topology) or len(topology.clusters) == 1 or not nbytes:
         yield "the only plan", RULES
         return
-    yield "fewest steps", Tuning(few_steps_bytes=nbytes)
-    for chunks in _CHUNKS:
-        name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
-        yield name, Tuning(few_steps_bytes=0, chunk_bytes=-(-nbytes // chunks), max_chunks=chunks)
+    adding = [False]
+    if collective.op is not None and any(len(each.border) > 1 and each.is_even for each in topology.clusters):
+        adding.append(True)
+    for locally in adding:
+        end = ", border ranks add by themselves" if locally else ""
+        yield f"fewest steps{end}", Tuning(few_steps_bytes=nbytes, local_reduction=locally)
+        for chunks in _CHUNKS:
+            name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
+            size = -(-nbytes // chunks)
+            yield (
+                f"{name}{end}",
+                Tuning(few_steps_bytes=0, chunk_bytes=size, max_chunks=chunks, local_reduction=locally),
+            )
 
 
 @lru_cache(maxsize=1024)

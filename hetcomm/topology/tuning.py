@@ -33,6 +33,8 @@ class Tuning:
             that is not overlapped.
         many_clusters: With more of them the number of steps of a rank must not grow with the clusters.
         many_border_ranks: The same, of all clusters together.
+        local_reduction: Border ranks with equal uplinks add up the partials of other clusters by themselves, in place
+            of their vendor. Without a calibration that says so, the vendor adds.
 
     Raises:
         UsageError: One of them is less than it can be (0, and 1 for the others).
@@ -43,6 +45,7 @@ class Tuning:
     max_chunks: int = 64
     many_clusters: int = 32
     many_border_ranks: int = 256
+    local_reduction: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -69,6 +69,26 @@ class Transport(Protocol):
         """Move messages along without waiting; whether anything happened."""
         ...
 
+    def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
+        """Progress until something has happened, another thread calls `rouse`, or `seconds` have passed.
+
+        Other threads run meanwhile, but must not use the transport.
+
+        Args:
+            seconds: The longest it may take.
+            query: The address of a C function `int query(void *event)`; 0: none.
+            events: What it is asked for; that it is 0 for one of them is one of the things that may happen. A transport
+                that does not ask lets the caller look for itself after `seconds`.
+
+        Returns:
+            Whether something has happened.
+        """
+        ...
+
+    def rouse(self) -> None:
+        """End the `watch` that another thread is in, or comes to next. The one method that any thread may call."""
+        ...
+
     def wait(self, requests: Sequence[Request], timeout: float) -> None:
         """Progress until all `requests` are complete: spin, then yield the processor, then sleep.
 

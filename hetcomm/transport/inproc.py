@@ -142,6 +142,7 @@ class InprocTransport:
         self._unexpected: dict[int, deque[_Message]] = {}  # by tag: arrived, no receive yet
         self._posted: dict[int, deque[InprocRequest]] = {}  # by tag: receives without a message
         self._sends: list[InprocRequest] = []
+        self._roused = False
 
     @property
     def address(self) -> bytes:
@@ -213,6 +214,25 @@ class InprocTransport:
                 else:
                     del self._channels[key]
             return moved
+
+    def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
+        """Progress until something arrives, `rouse` is called, or `seconds` have passed; whether something arrived."""
+        deadline = time.monotonic() + seconds
+        with self.network.changed:
+            while not (moved := self.progress()) and not self._roused:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                if not self._channels:
+                    self.network.changed.wait(left)
+            self._roused = False
+            return moved
+
+    def rouse(self) -> None:
+        """End the `watch` that another thread is in, or comes to next."""
+        self._roused = True
+        with self.network.changed:
+            self.network.changed.notify_all()
 
     def wait(self, requests: Sequence[Request], timeout: float) -> None:
         """Progress until all `requests` are complete.

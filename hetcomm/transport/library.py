@@ -28,7 +28,7 @@ Origin = Literal["adopted", "HETCOMM_UCX_HOME", "wheel", "system"]
 
 # Also matches the names auditwheel gives to copies inside wheels, as libucp-1a2b3c4d.so.0.0.0.
 _UCX_FILE = re.compile(r"lib(uc[pst])(-[0-9a-f]+)?\.so(\.[0-9.]+)?$")
-_LOAD_ORDER = ("libucs.so.0", "libuct.so.0", "libucp.so.0")  # dependencies first: their folder need not be searched
+_LOAD_ORDER = ("libucs", "libuct", "libucp")  # dependencies first: their folder need not be searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,9 @@ def _find(config: Config) -> Library:
         )
     wheel = _wheel_folder()
     if wheel is not None:
-        return _loaded_from(wheel, "wheel")
+        # The wheel has each file under three names, none of them a link. Its own loader takes these, and so does UCXX:
+        # under another name they would be loaded a second time.
+        return _loaded_from(wheel, "wheel", ".so" if (wheel / "libucp.so").is_file() else ".so.0")
     try:
         ctypes.CDLL("libucp.so.0", mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
@@ -122,11 +124,11 @@ def _wheel_folder() -> Path | None:
     return None
 
 
-def _loaded_from(folder: Path, origin: Origin) -> Library:
+def _loaded_from(folder: Path, origin: Origin, suffix: str = ".so.0") -> Library:
     for name in _LOAD_ORDER:
-        if (folder / name).is_file():
-            _load(str(folder / name))
-    return _opened(str(folder / "libucp.so.0"), origin)
+        if (folder / f"{name}{suffix}").is_file():
+            _load(str(folder / f"{name}{suffix}"))
+    return _opened(str(folder / f"libucp{suffix}"), origin)
 
 
 def _load(path: str) -> ctypes.CDLL:

@@ -25,6 +25,7 @@ __all__ = [
     "Group",
     "Operation",
     "ProgramRunner",
+    "StreamCommunicator",
     "Vendor",
     "VendorCommunicator",
 ]
@@ -114,6 +115,7 @@ class Capabilities:
         refused: (dtype, op) pairs out of those that it cannot do.
         composed: (dtype, op) pairs it does by a detour, so that they are right but slow.
         nan_propagates: NaN comes through `MIN` and `MAX`.
+        streams: Each of its communicators is a `StreamCommunicator`: it queues calls on device memory on a stream.
     """
 
     memory: frozenset[MemoryKind]
@@ -123,6 +125,7 @@ class Capabilities:
     refused: frozenset[tuple[DataType, ReduceKind]] = frozenset()
     composed: frozenset[tuple[DataType, ReduceKind]] = frozenset()
     nan_propagates: bool = True
+    streams: bool = False
 
     def takes(self, collective: Collective, memory: MemoryKind = MemoryKind.HOST) -> bool:
         """Whether `start` accepts this collective."""
@@ -180,6 +183,22 @@ class VendorCommunicator(Protocol):
 
     def close(self) -> None:
         """Release it; collective unless aborted; calling it again does nothing."""
+        ...
+
+
+class StreamCommunicator(VendorCommunicator, Protocol):
+    """A communicator whose calls on device memory are done by the device, in the order of a stream."""
+
+    def enqueue(self, collective: Collective, in_memory: Memory | None, out_memory: Memory | None, stream: int) -> None:
+        """Queue a collective on a stream and return at once; otherwise as `start`.
+
+        It is complete when the stream has passed it. The device may hold the stream until all ranks have queued the
+        call, so ranks queue their calls in one order, over all communicators that they share. What goes wrong later is
+        raised by `progress`.
+
+        Raises:
+            VendorError: The library refused it.
+        """
         ...
 
 

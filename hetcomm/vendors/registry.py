@@ -21,6 +21,8 @@ _BUILT_IN = {
     "oneccl": ("hetcomm.vendors.oneccl", "OneCclVendor"),
     "gloo": ("hetcomm.vendors.gloo", "GlooVendor"),
     "ucx": ("hetcomm.vendors.ucx", "UcxVendor"),
+    "nccl": ("hetcomm.vendors.nccl", "NcclVendor"),
+    "rccl": ("hetcomm.vendors.nccl", "RcclVendor"),
 }
 
 

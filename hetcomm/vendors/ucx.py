@@ -25,7 +25,7 @@ from hetcomm.vendors.base import (
 __all__ = ["UcxVendor"]
 
 _CAPABILITIES = Capabilities(
-    memory=frozenset({MemoryKind.HOST}),
+    memory=frozenset(MemoryKind),
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset({ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX}),

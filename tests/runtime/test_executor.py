@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from hetcomm.errors import PeerFailureError, TransportError
 from hetcomm.runtime.buffers import memory, view
-from hetcomm.runtime.executor import Execution, Executor
+from hetcomm.runtime.execution import Execution
+from hetcomm.runtime.executor import Executor
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Copy, Program, Recv, Send, Slice
 from hetcomm.schedule.timeline import Span
@@ -22,7 +23,7 @@ from hetcomm.testing import reference, strategies
 from hetcomm.topology import select
 from hetcomm.topology.model import Topology
 from hetcomm.transport.inproc import InprocNetwork
-from hetcomm.types import DataType, Memory, ReduceKind
+from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 
 from .invoke import Invocation, equal, inputs_of, invocation
 
@@ -227,7 +228,7 @@ def test_spans_cover_every_step_once() -> None:
 
 def test_scratch_is_used_again() -> None:
     executor = Ranks(two_ranks(), 0).executors[0]
-    first = executor.borrow(1000)
-    executor.give_back(first)
-    assert executor.borrow(900) is first
-    assert executor.borrow(900) is not first
+    first = executor.scratch.borrow(1000, MemoryKind.HOST)
+    executor.scratch.give_back(first)
+    assert executor.scratch.borrow(900, MemoryKind.HOST) is first
+    assert executor.scratch.borrow(900, MemoryKind.HOST) is not first

@@ -23,7 +23,12 @@ from hetcomm.topology.select import schedule
 from hetcomm.topology.tuning import RULES, Tuning
 
 CASES = max(250, settings.default.max_examples if settings.default is not None else 0)
-TUNINGS = [RULES, Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3), Tuning(many_clusters=1)]
+TUNINGS = [
+    RULES,
+    Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3),
+    Tuning(many_clusters=1),
+    Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3, local_reduction=True),
+]
 """The rules; short vectors cut like long ones; few clusters planned like many."""
 
 

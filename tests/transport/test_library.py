@@ -210,3 +210,18 @@ print(transport.library.origin)
 """
     printed = in_process("\n".join([*ORDERS[order], rest]))
     assert printed.split()[-1] in (("adopted",) if order == "MPI first" else ("wheel", "HETCOMM_UCX_HOME", "system"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ucxx") is None, reason="UCXX is not installed")
+@pytest.mark.parametrize("order", ["hetcomm first", "UCXX first"])
+def test_ucxx_may_come_before_or_after(order: str) -> None:
+    ours, theirs = "import hetcomm; hetcomm.init().close()", "import ucxx"
+    rest = """
+import hetcomm
+from hetcomm.transport.library import mapped_libraries
+worker = ucxx.libucxx.UCXWorker(ucxx.libucxx.UCXContext())
+with hetcomm.init(worker=worker) as comm:
+    print({name: len(files) for name, files in mapped_libraries().items()})
+"""
+    printed = in_process("\n".join([*([ours, theirs] if order == "hetcomm first" else [theirs, ours]), rest]))
+    assert printed.splitlines()[-1] == "{'ucp': 1, 'ucs': 1, 'uct': 1}"

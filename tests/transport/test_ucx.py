@@ -369,25 +369,6 @@ def test_registered_memory_is_found_and_given_back(pair: Any) -> None:
     assert first.statistics()["registered"] == 0
 
 
-def test_a_running_worker_is_shared_and_left_alone(pair: Any) -> None:
-    first, second = pair
-    guest = UcxTransport.adopt(first.handle)
-    assert guest.library.origin == "adopted"
-    guest.connect(1, second.address)
-    array = numpy.zeros(5, dtype=numpy.uint8)
-    request = second.recv(array.ctypes.data, 5, 0, 3)
-    guest.send_buffer(b"guest", 1, 3, PATIENCE)
-    second.wait([request], PATIENCE)
-    assert array.tobytes() == b"guest"
-    with pytest.raises(TransportError, match="adopted"):
-        guest.register(array.ctypes.data, 5)
-    guest.close()
-    request = second.recv(array.ctypes.data, 5, 0, 4)
-    first.send_buffer(b"owner", 1, 4, PATIENCE)
-    second.wait([request], PATIENCE)
-    assert array.tobytes() == b"owner"
-
-
 def test_a_second_thread_is_refused(pair: Any) -> None:
     first, _ = pair
     refused: list[BaseException] = []
