@@ -378,6 +378,12 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         that nobody has been told of. Communicators split from this one are closed first.
         """
         self._close(self._parts.job.config.timeout)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Raise what nobody has been told of."""
+        for each in (*self._children, self):
+            each._engine.settle()
 
     def __enter__(self) -> Communicator:
         return self
@@ -415,7 +421,6 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                 self._parts.close()
             if self._parent is None:
                 self._parts.job.close()
-        self._engine.settle()
 
 
 _SPLIT = Intent.of("split")

@@ -7,16 +7,23 @@ reverse order, so ours is registered after those of the vendors, which must find
 from __future__ import annotations
 
 import atexit
+import logging
 import sys
 from typing import Protocol
 
+from hetcomm.errors import HetcommError
+
 __all__ = ["close_at_exit", "closed"]
+
+_log = logging.getLogger(__name__)
 
 _GRACE = 10.0  # seconds to wait for the others at exit
 
 
 class _Closable(Protocol):
     def _close(self, seconds: float) -> None: ...
+
+    def _settle(self) -> None: ...
 
     def _abandon(self, why: str) -> None: ...
 
@@ -43,3 +50,7 @@ def _close_all() -> None:
             communicator._abandon(f"ended with {type(crashed).__name__}")
         else:
             communicator._close(_GRACE)
+            try:
+                communicator._settle()
+            except HetcommError:
+                _log.exception("a call failed after it had returned, and nobody has asked for it")
