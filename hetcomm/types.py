@@ -56,23 +56,15 @@ class DataType(enum.Enum):
     COMPLEX64 = "complex64"
     COMPLEX128 = "complex128"
 
-    @property
-    def itemsize(self) -> int:
+    def __init__(self, name: str) -> None:
+        self.itemsize = int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
         """Size of one element in bytes."""
-        digits = self.value.lstrip("abcdefghijklmnopqrstuvwxyz")
-        return int(digits) // 8
-
-    @property
-    def is_integer(self) -> bool:
-        return self.value.startswith(("int", "uint"))
+        self.is_integer = name.startswith(("int", "uint"))
+        self.is_complex = name.startswith("complex")
 
     @property
     def is_signed(self) -> bool:
         return not self.value.startswith("uint")
-
-    @property
-    def is_complex(self) -> bool:
-        return self.value.startswith("complex")
 
 
 class ReduceKind(enum.Enum):

@@ -14,7 +14,8 @@ and it does not notice zombies. What a dead peer has already sent is still recei
 fails.
 
 The files: `ucp_library.pxi` which library; `ucp_peers.pxi` endpoints; `ucp_engine.pxi` the worker that is progressed
-and waited for; `ucp_memory.pxi` registrations; `ucp_requests.pxi` messages and their errors; here what Python calls.
+and waited for; `ucp_memory.pxi` registrations; `ucp_requests.pxi` messages and their errors; `ucp_script.pxi`
+whole programs of messages; here what Python calls.
 
 One thread at a time may use a worker. A second one gets a `TransportError` and changes nothing.
 """
@@ -26,8 +27,8 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint64_t
 from libc.stdio cimport FILE, fclose
-from libc.stdlib cimport free, realloc
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memmove, memset
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen
 
 from hetcomm._ext.ucp_api cimport *
@@ -46,6 +47,7 @@ include "ucp_peers.pxi"
 include "ucp_engine.pxi"
 include "ucp_memory.pxi"
 include "ucp_requests.pxi"
+include "ucp_script.pxi"
 
 
 cdef enum:
@@ -377,6 +379,19 @@ cdef class Worker:
             request.keep = memoryview(owner)
         _conclude(self._engine, [request], turn, timeout)
         return request.moved
+
+    def script(self, list steps):
+        """A program of messages and local work on host memory, made to run without Python.
+
+        Args:
+            steps: One dictionary for each, as `hetcomm.runtime.native` writes them.
+        """
+        return _script(self, steps)
+
+    @property
+    def has_registrations(self):
+        """Whether memory is registered that messages must say they use."""
+        return bool(self._registry.held)
 
     def wait(self, object requests, double timeout):
         """Progress until all `requests` are complete: spin, then yield the processor, then sleep.

@@ -17,6 +17,7 @@ from hetcomm.runtime import tags
 from hetcomm.schedule.dataflow import dependencies
 from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Send, Step, VendorCall
 from hetcomm.schedule.timeline import label
+from hetcomm.transport.base import Script
 
 __all__ = ["BoundProgram", "BoundStep"]
 
@@ -71,6 +72,8 @@ class BoundProgram:
         scratch_nbytes: Bytes of scratch it needs.
         vendor_calls: How many of its steps are a vendor's.
         queues: Whether any of its steps is queued.
+        ends: Where the slices of its steps end at most, in each buffer.
+        script: The same as a script of the transport, or None; `tried` says whether that has been looked at.
     """
 
     def __init__(
@@ -127,6 +130,14 @@ class BoundProgram:
             for index, step in enumerate(program.steps)
         )
         self.vendor_calls = sum(step.is_call for step in self.steps)
+        self.ends = dict.fromkeys(Buffer, 0)
+        for step in program.steps:
+            for name in ("src", "dst"):
+                slice_ = getattr(step, name, None)
+                if slice_ is not None:
+                    self.ends[slice_.buffer] = max(self.ends[slice_.buffer], slice_.offset + slice_.count)
+        self.script: Script | None = None
+        self.tried = False
 
     def label(self, index: int) -> str:
         """Step `index` as a line of text."""

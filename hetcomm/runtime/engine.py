@@ -288,6 +288,10 @@ class Engine(UnderWay):
 
     # ---- for the works
 
+    def waits_for(self, work: Work) -> bool:
+        """Whether the user's thread waits for that work and nothing else."""
+        return work is self._current and not self._background
+
     def permits(self, ticket: Ticket | None) -> bool:
         """Whether the call may begin now."""
         return ticket is None or self.agreement.ready(ticket)

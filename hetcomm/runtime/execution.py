@@ -128,6 +128,9 @@ class Execution:
                 self._active.append((index, operation))
         return len(self._active) < len(active)
 
+    press = test
+    """The same for whoever waits for nothing else."""
+
     def abort(self) -> None:
         """Cancel what is under way and collect it; afterwards `test` returns True and nothing touches the memory."""
         if self._over:
@@ -208,14 +211,7 @@ class Execution:
     def _finish(self, index: int, operation: Any) -> None:
         bound = self.bound.steps[index]
         if bound.expected >= 0 and operation is not None and operation.nbytes != bound.expected:
-            raise TransportError(
-                f"received {operation.nbytes} bytes where {bound.expected} were expected",
-                remedy="Make sure that all ranks call the same collectives with the same counts.",
-                rank=self._executor.rank,
-                peer=bound.peer,
-                collective=self.call,
-                step=self.bound.label(index),
-            )
+            raise self._unexpected(index, operation.nbytes)
         self._left -= 1
         for later in bound.end_unlocks:
             self._unlock(later)
@@ -223,6 +219,18 @@ class Execution:
         if spans is not None and index in self._starts:  # not one that began before the recording
             now = time.perf_counter()
             spans.append(Span(self._executor.rank, index, self.bound.label(index), self._starts[index], now))
+
+    def _unexpected(self, index: int, nbytes: int) -> TransportError:
+        """The error for a message of another length."""
+        bound = self.bound.steps[index]
+        return TransportError(
+            f"received {nbytes} bytes where {bound.expected} were expected",
+            remedy="Make sure that all ranks call the same collectives with the same counts.",
+            rank=self._executor.rank,
+            peer=bound.peer,
+            collective=self.call,
+            step=self.bound.label(index),
+        )
 
     def _start(self, index: int, bound: BoundStep) -> Operation | None:
         """Start a step; None if it is complete."""

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from hetcomm.devices import Devices
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.execution import Execution
+from hetcomm.runtime.native import NativeExecution, fits, script_of
 from hetcomm.runtime.queued import QueuedExecution
 from hetcomm.runtime.queues import Queue
 from hetcomm.runtime.scratch import ScratchPool, kind_of
 from hetcomm.runtime.streams import Ordering
 from hetcomm.schedule.steps import CommId, Program
 from hetcomm.schedule.timeline import Span
-from hetcomm.transport.base import Transport
+from hetcomm.transport.base import Script, Transport
 from hetcomm.types import Memory, MemoryKind, Number
 from hetcomm.vendors.base import VendorCommunicator
 
@@ -122,17 +123,31 @@ class Executor:
         Raises:
             HetcommError: A step could not be started; everything started before it has been aborted.
         """
+        execution: Execution
         kind = kind_of(in_memory, out_memory)
-        if kind is MemoryKind.HOST:
-            execution = Execution(self, bound, number, in_memory, out_memory, factor, call)
-        else:
+        if kind is not MemoryKind.HOST:
             queue = self._queue(kind)
             execution = QueuedExecution(self, bound, number, in_memory, out_memory, factor, call, queue, order)
+        elif (script := self._script(bound)) is not None and fits(bound, in_memory, out_memory):
+            execution = NativeExecution(self, bound, script, number, in_memory, out_memory, factor, call)
+        else:
+            execution = Execution(self, bound, number, in_memory, out_memory, factor, call)
         self._live.add(execution)
         if bound.vendor_calls:
             self._calling.append(execution)
         execution.test()
         return execution
+
+    def _script(self, bound: BoundProgram) -> Script | None:
+        """`bound` as a script of the transport, if it takes one now; scripts record no spans."""
+        if bound.vendor_calls or self.spans is not None:
+            return None
+        if not bound.tried:
+            bound.tried = True
+            bound.script = script_of(bound, self.transport, self.peers)
+        if bound.script is not None and getattr(self.transport, "has_registrations", False):
+            return None
+        return bound.script
 
     @property
     def calls_due(self) -> bool:

@@ -18,6 +18,7 @@ from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Schedule, Send
 from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration
+from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Topology
 from hetcomm.topology.pricing import best
 from hetcomm.topology.tuning import RULES, Tuning
@@ -142,7 +143,8 @@ class Plans:
         """
         imported = self._imported.get(collective.agreed())
         if imported is None:
-            return select.plan(collective, self._topology, self._rank, self.tuning(collective))
+            tuning = self.tuning(collective)
+            return self._inlined(select.plan(collective, self._topology, self._rank, tuning), tuning)
         if imported.program.collective != collective:
             raise UsageError(
                 f"the schedule in use for this {collective.kind.value} differs from the call in being in place, or in "
@@ -151,6 +153,19 @@ class Plans:
                 rank=self._rank,
             )
         return imported.program
+
+    def _inlined(self, program: Program, tuning: Tuning) -> Program:
+        """The program with its vendor calls written out, where the tuning says so.
+
+        That is the same for all ranks of a cluster: it follows from the collective and the vendor.
+        """
+        collective, topology = program.collective, self._topology
+        nbytes = collective.total * collective.dtype.itemsize
+        if nbytes > tuning.inline_bytes or len(topology.clusters) == 1:
+            return program
+        if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
+            return program
+        return inline(program, topology.communicators_of(topology.cluster_of(self._rank)))
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]

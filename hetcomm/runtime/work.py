@@ -204,7 +204,13 @@ class CollectiveWork(Work):
     def advance(self) -> bool:
         """Move it along."""
         operation, plan = self._operation, self._plan
-        if operation is None or plan is None or not operation.test():
+        if operation is None or plan is None:
+            return False
+        if isinstance(operation, Execution) and self._engine.waits_for(self):
+            done = operation.press()
+        else:
+            done = operation.test()
+        if not done:
             return False
         self._engine.account(plan)
         return True

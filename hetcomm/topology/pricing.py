@@ -20,9 +20,11 @@ from functools import lru_cache
 
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.dataflow import dependencies
+from hetcomm.schedule.simulate import Costs
 from hetcomm.schedule.steps import Copy, Fill, Program, Recv, Reduce, Send, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.costs import Calibration, costs_of
+from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
 
@@ -30,6 +32,7 @@ __all__ = ["Price", "best", "candidates", "of_plan", "of_program"]
 
 _MOST_CLUSTERS = 8  # whose border ranks stand for the job
 _CHUNKS = (1, 4, 16, 64)
+_INLINED = 64 << 10  # bytes; longer vectors are not worth the messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def of_program(program: Program, topology: Topology, calibration: Calibration, c
     """The price of one rank's program; `chunks` is how many follow one another in it."""
     costs, rank, itemsize = costs_of(topology, calibration), program.rank, program.collective.dtype.itemsize
     here = topology.cluster_index(rank)
-    home = local = latency = away = back = 0.0
+    home = local = away = back = 0.0
     for step in program.steps:
         match step:
             case VendorCall():
@@ -68,22 +71,21 @@ def of_program(program: Program, topology: Topology, calibration: Calibration, c
             case Send() if topology.cluster_index(step.peer) != here:
                 away += step.src.count * itemsize / costs.path(rank, step.peer).out_port.bandwidth
             case Recv() if topology.cluster_index(step.peer) != here:
-                path = costs.path(step.peer, rank)
-                back += step.dst.count * itemsize / path.in_port.bandwidth
-                latency = max(latency, path.latency)
+                back += step.dst.count * itemsize / costs.path(step.peer, rank).in_port.bandwidth
             case _:
                 pass
-    steps = costs.overhead * len(program.steps) + local + latency * _hops(program)
+    steps = costs.overhead * len(program.steps) + local + _latency(program, costs)
     return Price(home, max(away, back), steps, chunks)
 
 
-def _hops(program: Program) -> int:
-    """The messages on the longest chain of receives that wait for one another in one rank."""
-    depth = [0] * len(program.steps)
-    for index, order in enumerate(dependencies(program)):
-        depth[index] = max((depth[before] for before in order.complete), default=0)
-        depth[index] += isinstance(program.steps[index], Recv)
-    return max(depth, default=0)
+def _latency(program: Program, costs: Costs) -> float:
+    """Of the longest chain of receives that wait for one another in one rank."""
+    depth = [0.0] * len(program.steps)
+    for index, (step, order) in enumerate(zip(program.steps, dependencies(program), strict=True)):
+        depth[index] = max((depth[before] for before in order.complete), default=0.0)
+        if isinstance(step, Recv):
+            depth[index] += costs.path(step.peer, program.rank).latency
+    return max(depth, default=0.0)
 
 
 def of_plan(
@@ -93,6 +95,8 @@ def of_plan(
     nbytes = collective.total * collective.dtype.itemsize
     chunks = 1 if tuning.is_small(nbytes) else tuning.chunks(nbytes, len(topology.clusters))
     found = [select.plan.__wrapped__(collective, topology, rank, tuning) for rank in _speakers(topology)]
+    if nbytes <= tuning.inline_bytes:
+        found = [inline(program, topology.communicators_of(topology.cluster_of(program.rank))) for program in found]
     prices = [(of_program(program, topology, calibration, chunks), program) for program in found]
     return max(prices, key=lambda priced: priced[0].seconds)
 
@@ -115,6 +119,8 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
     for locally in adding:
         end = ", border ranks add by themselves" if locally else ""
         yield f"fewest steps{end}", Tuning(few_steps_bytes=nbytes, local_reduction=locally)
+        if nbytes <= _INLINED:
+            yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=nbytes, local_reduction=locally)
         for chunks in _CHUNKS:
             name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
             size = -(-nbytes // chunks)

@@ -33,6 +33,8 @@ class Tuning:
             that is not overlapped.
         many_clusters: With more of them the number of steps of a rank must not grow with the clusters.
         many_border_ranks: The same, of all clusters together.
+        inline_bytes: The longest vector for which calls of vendors that take host memory are written out as messages,
+            in jobs of several clusters. Without a calibration that says so, none is.
         local_reduction: Border ranks with equal uplinks add up the partials of other clusters by themselves, in place
             of their vendor. Without a calibration that says so, the vendor adds.
 
@@ -46,10 +48,12 @@ class Tuning:
     many_clusters: int = 32
     many_border_ranks: int = 256
     local_reduction: bool = False
+    inline_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
             ("few_steps_bytes", 0),
+            ("inline_bytes", 0),
             ("chunk_bytes", 1),
             ("max_chunks", 1),
             ("many_clusters", 1),

@@ -7,12 +7,12 @@ nonblocking: an operation returns a `Request`, and time passes only in `Transpor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from hetcomm.types import MemoryKind
 
-__all__ = ["Request", "Transport"]
+__all__ = ["Request", "Script", "ScriptRun", "Transport"]
 
 
 class Request(Protocol):
@@ -34,6 +34,47 @@ class Request(Protocol):
 
     def cancel(self) -> None:
         """Ask for it to be cancelled; `test` then raises or returns True once it is over."""
+        ...
+
+
+class ScriptRun(Protocol):
+    """One run of a script."""
+
+    @property
+    def misfit(self) -> tuple[int, int] | None:
+        """Step and bytes of the message of the wrong length that ended it."""
+        ...
+
+    def test(self, patient: bool) -> bool:
+        """Start what can be started and collect what has completed; whether all is done.
+
+        With `patient` it progresses the transport for some microseconds meanwhile.
+
+        Raises:
+            TransportError: A message failed.
+        """
+        ...
+
+    def release(self) -> None:
+        """It is done, and nobody asks it anything more."""
+        ...
+
+    def under_way(self) -> list[int]:
+        """The steps whose messages are under way."""
+        ...
+
+    def detach(self) -> Sequence[Request]:
+        """Its messages under way; it is over."""
+        ...
+
+
+class Script(Protocol):
+    """A program of messages and local work that a transport runs by itself, if it has the method `script`."""
+
+    def start(
+        self, in_address: int, out_address: int, scratch_address: int, tag: int, call: Callable[[int], object]
+    ) -> ScriptRun:
+        """Begin a run on three buffers, with `tag` set in all tags; `call` does the steps that are the caller's."""
         ...
 
 

@@ -1,0 +1,387 @@
+# Programs of messages and local work that run without Python: what `hetcomm.runtime.binding` has derived, as C.
+
+cdef extern from "ucp_combine.h" nogil:
+    ctypedef void (*Combine "hetcomm_combine")(void* dst, const void* src, size_t count)
+    Combine combine_for "hetcomm_combine_for" (char kind, int size, int op)
+
+cdef enum:
+    DO_SEND, DO_RECV, DO_COPY, DO_COMBINE, DO_CALL
+    NBUFFERS = 3
+    PATIENCE = 200     # turns that one `Run.test(True)` takes before it comes back to Python
+
+cdef enum:
+    RUN_DONE, RUN_WAITS, RUN_CALLS, RUN_FAILED
+
+
+cdef struct Op:
+    int kind
+    int buffer           # of the message, or where the result goes
+    int other            # where it comes from
+    size_t offset
+    size_t other_offset
+    size_t nbytes
+    size_t count
+    ucp_tag_t tag
+    int peer             # in `Script.peers`
+    Combine combine
+    int first_start      # in `Script.unlocks`: steps that wait until this one is started,
+    int nstarts
+    int first_end        # and until it is complete
+    int nends
+    int waits            # for so many others
+
+
+cdef struct Active:
+    int op
+    void* handle
+
+
+@cython.final
+cdef class Script:
+    """A program ready to run natively, as often as wanted; made by `Worker.script`."""
+
+    cdef Worker worker
+    cdef list peers
+    cdef Link** links    # of the peers
+    cdef Op* ops
+    cdef int* unlocks
+    cdef int nops
+    cdef list spare      # runs that are over
+
+    def __cinit__(self):
+        self.peers = []
+        self.spare = []
+
+    def __dealloc__(self):
+        free(self.links)
+        free(self.ops)
+        free(self.unlocks)
+
+    def start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag, object call):
+        """Begin a run on three buffers; `call(index)` does the steps that are not native. Nothing has been started."""
+        cdef Run run
+        cdef int index
+        if self.spare:
+            run = <Run>self.spare.pop()
+        else:
+            run = Run.__new__(Run, self)
+        run.buffers[0] = in_address
+        run.buffers[1] = out_address
+        run.buffers[2] = scratch_address
+        run.tag = tag
+        run.call = call
+        run.left = self.nops
+        run.nready = run.nactive = 0
+        run.misfit = None
+        run.failures = self.worker._engine.failures
+        run.engine = self.worker._engine
+        for peer in self.peers:
+            (<Peer>peer).sent = True
+        for index in range(self.nops):
+            run.waits[index] = self.ops[index].waits
+        for index in range(self.nops - 1, -1, -1):  # so that the first is started first
+            if run.waits[index] == 0:
+                run.ready[run.nready] = index
+                run.nready += 1
+        return run
+
+
+@cython.final
+cdef class Run:
+    """One run of a `Script`."""
+
+    cdef Script script
+    cdef Engine engine
+    cdef size_t[NBUFFERS] buffers
+    cdef ucp_tag_t tag
+    cdef object call
+    cdef int left
+    cdef int nready
+    cdef int nactive
+    cdef int called      # the step that Python is to do
+    cdef unsigned int failures
+    cdef int* waits
+    cdef int* ready
+    cdef Active* active
+    cdef object broken   # a request that failed, or an error
+    cdef readonly object misfit
+
+    def __cinit__(self, Script script):
+        self.script = script
+        self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.active = <Active*>malloc((script.nops + 1) * sizeof(Active))
+        if self.waits == NULL or self.ready == NULL or self.active == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.waits)
+        free(self.ready)
+        free(self.active)
+
+    def test(self, bint patient):
+        """Start what can be started and collect what has completed; whether all is done.
+
+        With `patient` it progresses the worker for some microseconds meanwhile. After a message of the wrong length
+        `misfit` has its step and its bytes.
+
+        Raises:
+            TransportError, PeerFailureError: A message failed; `detach` has the others.
+        """
+        cdef Worker worker = self.script.worker
+        cdef int state
+        while True:
+            worker._enter()
+            with nogil:
+                state = self._turns(PATIENCE if patient else 1)
+            worker._busy = False
+            if state == RUN_CALLS:
+                self.call(self.called)
+                self._complete(self.called)
+            elif state == RUN_FAILED:
+                self._raise()
+            else:
+                break
+        return state == RUN_DONE
+
+    def release(self):
+        """It is done: let another run have what it consists of."""
+        self.call = None
+        self.script.spare.append(self)
+
+    def under_way(self):
+        """The steps whose messages are under way."""
+        return [self.active[index].op for index in range(self.nactive)]
+
+    def detach(self):
+        """The messages under way, as requests; it is over."""
+        cdef int index
+        requests = [self._request(self.active[index].op, self.active[index].handle) for index in range(self.nactive)]
+        self.nactive = self.nready = 0
+        self.call = None
+        return requests
+
+    cdef Request _request(self, int index, void* handle):
+        cdef Op* op = &self.script.ops[index]
+        cdef Peer peer = <Peer>self.script.peers[op.peer]
+        return self.script.worker._request(
+            peer, handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
+
+    cdef int _raise(self) except -1:
+        """Raise the error of what has failed."""
+        broken = self.broken
+        self.broken = None
+        if isinstance(broken, Exception):
+            raise broken
+        if broken is not None:
+            (<Request>broken)._raise()
+        for request in self._failed():
+            (<Request>request)._raise()
+        return 0
+
+    cdef list _failed(self):
+        """Requests for the messages whose peers are gone, which are then not the run's any more."""
+        cdef int index = 0
+        cdef Request request
+        found = []
+        while index < self.nactive:
+            if self.script.links[self.script.ops[self.active[index].op].peer].failed != UCS_OK:
+                request = self._request(self.active[index].op, self.active[index].handle)
+                self.nactive -= 1
+                self.active[index] = self.active[self.nactive]
+                request._look()
+                found.append(request)
+            else:
+                index += 1
+        return [request for request in found if (<Request>request).status != UCS_OK]
+
+    cdef int _turns(self, int most) noexcept nogil:
+        cdef int turn, state
+        for turn in range(most):
+            state = self._advance()
+            if state != RUN_WAITS:
+                return state
+            if turn + 1 < most and ucp_worker_progress(self.engine.worker) == 0:
+                if self.failures != self.engine.failures:
+                    break
+                if turn > SPINS:  # ranks may outnumber the cores
+                    sched_yield()
+        if self.failures != self.engine.failures:
+            return self._look_at_peers()
+        return RUN_WAITS
+
+    cdef int _look_at_peers(self) noexcept nogil:
+        """A peer has failed: whether it is one of those waited for."""
+        cdef int index
+        self.failures = self.engine.failures
+        for index in range(self.nactive):
+            if self.script.links[self.script.ops[self.active[index].op].peer].failed != UCS_OK:
+                return RUN_FAILED
+        return RUN_WAITS
+
+    cdef int _advance(self) noexcept nogil:
+        """Start all that is ready and collect all that has completed, until neither is left."""
+        cdef int index, state
+        while True:
+            while self.nready:
+                self.nready -= 1
+                state = self._start(self.ready[self.nready])
+                if state != RUN_WAITS:
+                    return state
+            index = 0
+            while index < self.nactive:
+                state = self._collect(index)
+                if state == RUN_FAILED:
+                    return state
+                index += state == RUN_WAITS  # else another has taken its place
+            if not self.nready:
+                return RUN_WAITS if self.left else RUN_DONE
+
+    cdef int _collect(self, int place) noexcept nogil:
+        """Look at one message; RUN_DONE if it is over and gone from the list."""
+        cdef int index = self.active[place].op
+        cdef void* handle = self.active[place].handle
+        cdef Op* op = &self.script.ops[index]
+        cdef ucp_tag_recv_info_t info
+        cdef ucs_status_t status
+        if op.kind == DO_RECV:
+            status = ucp_tag_recv_request_test(handle, &info)
+        else:
+            status = ucp_request_check_status(handle)
+        if status == UCS_INPROGRESS:
+            return RUN_WAITS
+        self.nactive -= 1
+        self.active[place] = self.active[self.nactive]
+        if status != UCS_OK:
+            with gil:
+                self.broken = self._request(index, handle)
+                (<Request>self.broken)._look()
+            return RUN_FAILED
+        ucp_request_free(handle)
+        if op.kind == DO_RECV and info.length != op.nbytes:
+            return self._wrong_length(index, info.length)
+        self._complete(index)
+        return RUN_DONE
+
+    cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
+        with gil:
+            self.misfit = index, length
+            self.broken = TransportError(f"received {length} bytes where {self.script.ops[index].nbytes} were expected")
+        return RUN_FAILED
+
+    cdef int _start(self, int index) noexcept nogil:
+        cdef Op* op = &self.script.ops[index]
+        cdef ucp_request_param_t param
+        cdef ucp_tag_recv_info_t info
+        cdef void* handle
+        if op.kind == DO_CALL:
+            self._started(index)
+            self.called = index
+            return RUN_CALLS
+        if op.kind == DO_COPY:
+            memmove(
+                <char*>self.buffers[op.buffer] + op.offset, <char*>self.buffers[op.other] + op.other_offset, op.nbytes)
+        elif op.kind == DO_COMBINE:
+            op.combine(
+                <char*>self.buffers[op.buffer] + op.offset, <char*>self.buffers[op.other] + op.other_offset, op.count)
+        elif op.nbytes:
+            param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
+            param.memory_type = UCS_MEMORY_TYPE_HOST
+            handle = self._post(op, &param, &info)
+            self._started(index)
+            if handle != NULL:
+                if UCS_PTR_IS_ERR(handle):
+                    with gil:
+                        self.broken = self._request(index, handle)
+                    return RUN_FAILED
+                self.active[self.nactive].op = index
+                self.active[self.nactive].handle = handle
+                self.nactive += 1
+                return RUN_WAITS
+            if op.kind == DO_RECV and info.length != op.nbytes:
+                return self._wrong_length(index, info.length)
+            self._complete(index)
+            return RUN_WAITS
+        self._started(index)
+        self._complete(index)
+        return RUN_WAITS
+
+    cdef void* _post(self, Op* op, ucp_request_param_t* param, ucp_tag_recv_info_t* info) noexcept nogil:
+        cdef void* address = <char*>self.buffers[op.buffer] + op.offset
+        cdef Link* link = self.script.links[op.peer]
+        if op.kind == DO_RECV:
+            param.op_attr_mask |= UCP_OP_ATTR_FIELD_RECV_INFO
+            param.tag_info = info
+            return ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes, op.tag | self.tag, <ucp_tag_t>-1, param)
+        if link.failed != UCS_OK:  # what goes to a dead process on this machine would wait forever
+            return <void*><ssize_t>link.failed
+        return ucp_tag_send_nbx(link.ep, address, op.nbytes, op.tag | self.tag, param)
+
+    cdef void _started(self, int index) noexcept nogil:
+        cdef Op* op = &self.script.ops[index]
+        cdef int place
+        for place in range(op.first_start, op.first_start + op.nstarts):
+            self._unlock(self.script.unlocks[place])
+
+    cdef void _complete(self, int index) noexcept nogil:
+        cdef Op* op = &self.script.ops[index]
+        cdef int place
+        self.left -= 1
+        for place in range(op.first_end, op.first_end + op.nends):
+            self._unlock(self.script.unlocks[place])
+
+    cdef void _unlock(self, int index) noexcept nogil:
+        self.waits[index] -= 1
+        if self.waits[index] == 0:
+            self.ready[self.nready] = index
+            self.nready += 1
+
+
+cdef Script _script(Worker worker, list steps):
+    """See `Worker.script`."""
+    cdef Script made = Script.__new__(Script)
+    cdef Op* op
+    cdef int index, place = 0
+    made.worker = worker
+    made.nops = len(steps)
+    made.ops = <Op*>calloc(made.nops + 1, sizeof(Op))
+    total = sum([len(step["starts"]) + len(step["ends"]) for step in steps])
+    made.unlocks = <int*>calloc(total + 1, sizeof(int))
+    if made.ops == NULL or made.unlocks == NULL:
+        raise MemoryError()
+    for index, step in enumerate(steps):
+        op = &made.ops[index]
+        op.kind = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY, "combine": DO_COMBINE, "call": DO_CALL}[step["do"]]
+        op.buffer, op.offset = step.get("at", (0, 0))
+        op.other, op.other_offset = step.get("source", (0, 0))
+        op.nbytes = step.get("nbytes", 0)
+        op.tag = step.get("tag", 0)
+        op.waits = step["waits"]
+        if op.kind == DO_SEND or op.kind == DO_RECV:
+            peer = worker._peer(step["peer"])
+            if peer not in made.peers:
+                made.peers.append(peer)
+            op.peer = made.peers.index(peer)
+        elif op.kind == DO_COMBINE:
+            kind, size, number = step["combine"]
+            op.combine = combine_for(ord(kind), size, number)
+            if op.combine == NULL:
+                op.kind = DO_CALL
+            else:
+                op.count = op.nbytes // <size_t>size
+        op.first_start = place
+        op.nstarts = len(step["starts"])
+        for each in step["starts"]:
+            made.unlocks[place] = each
+            place += 1
+        op.first_end = place
+        op.nends = len(step["ends"])
+        for each in step["ends"]:
+            made.unlocks[place] = each
+            place += 1
+    made.links = <Link**>calloc(len(made.peers) + 1, sizeof(void*))
+    if made.links == NULL:
+        raise MemoryError()
+    for index, peer in enumerate(made.peers):
+        made.links[index] = &(<Peer>peer).link
+    return made

@@ -1,0 +1,152 @@
+"""One run of a program on host memory that the transport's binding runs without Python.
+
+Programs of messages and local work, with no vendor call, are handed to the transport as a script: the same order as
+`hetcomm.runtime.binding` derives for `hetcomm.runtime.execution`, and the same values, at a tenth of the cost. What
+the script cannot do itself it calls back for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hetcomm.runtime.binding import BoundProgram
+from hetcomm.runtime.execution import Execution, collect
+from hetcomm.schedule.steps import Buffer, Copy, Recv, Reduce, Send, Slice
+from hetcomm.transport.base import Script, ScriptRun, Transport
+from hetcomm.types import DataType, Memory, Number, ReduceKind
+
+if TYPE_CHECKING:
+    from hetcomm.runtime.executor import Executor
+
+__all__ = ["NativeExecution", "fits", "script_of"]
+
+_BUFFERS = {Buffer.IN: 0, Buffer.OUT: 1, Buffer.SCRATCH: 2}
+_OPS = {ReduceKind.SUM: 0, ReduceKind.PROD: 1, ReduceKind.MIN: 2, ReduceKind.MAX: 3}
+
+
+def script_of(bound: BoundProgram, transport: Transport, peers: Any) -> Script | None:
+    """`bound` as a script of the transport's; None if the transport has none, or the program calls a vendor."""
+    make = getattr(transport, "script", None)
+    if make is None or bound.vendor_calls or not bound.steps:
+        return None
+    made: Script = make([_described(bound, index, peers) for index in range(len(bound.steps))])
+    return made
+
+
+def fits(bound: BoundProgram, in_memory: Memory | None, out_memory: Memory | None) -> bool:
+    """Whether the memories are there, and as long as the program takes them to be: a script does not look."""
+    ends = bound.ends
+    return (0 if in_memory is None else in_memory.count) >= ends[Buffer.IN] and (
+        0 if out_memory is None else out_memory.count
+    ) >= ends[Buffer.OUT]
+
+
+def _described(bound: BoundProgram, index: int, peers: Any) -> dict[str, object]:
+    """One step, as the binding takes it."""
+    one = bound.steps[index]
+    step, size = one.step, bound.dtype.itemsize
+    said: dict[str, object] = {
+        "do": "call",
+        "waits": bound.waits[index],
+        "starts": one.start_unlocks,
+        "ends": one.end_unlocks,
+    }
+    if isinstance(step, (Send, Recv)):
+        said["do"] = "send" if isinstance(step, Send) else "recv"
+        said |= {
+            "at": (_BUFFERS[one.buffer], one.offset),
+            "nbytes": one.nbytes,
+            "tag": one.tag,
+            "peer": peers[one.peer],
+        }
+    elif isinstance(step, Copy) and step.scale is None:
+        said |= {"do": "copy", "at": _place(step.dst, size), "source": _place(step.src, size)}
+        said["nbytes"] = step.dst.count * size
+    elif isinstance(step, Reduce) and (kind := _kind(bound.dtype)):
+        said |= {"do": "combine", "at": _place(step.dst, size), "source": _place(step.src, size)}
+        said |= {"nbytes": step.dst.count * size, "combine": (kind, size, _OPS[step.op])}
+    return said
+
+
+def _place(slice_: Slice, size: int) -> tuple[int, int]:
+    return _BUFFERS[slice_.buffer], slice_.offset * size
+
+
+def _kind(dtype: DataType) -> str:
+    """What the binding calls a type that it adds itself; '' for others."""
+    if dtype.is_integer:
+        return "i" if dtype.is_signed else "u"
+    return "f" if dtype in (DataType.FLOAT32, DataType.FLOAT64) else ""
+
+
+class NativeExecution(Execution):
+    """One run of a script."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        bound: BoundProgram,
+        script: Script,
+        number: int,
+        in_memory: Memory | None,
+        out_memory: Memory | None,
+        factor: Number | None,
+        call: int | None,
+    ) -> None:
+        super().__init__(executor, bound, number, in_memory, out_memory, factor, call)
+        source, target, scratch = (0 if each is None else each.address for each in self._memories.values())
+        self._run: ScriptRun = script.start(source, target, scratch, self._tag, self._run_step)
+
+    def test(self) -> bool:
+        """Move it along; whether all is done. Errors as for every run."""
+        return self._test(False)
+
+    def press(self) -> bool:
+        """The same for whoever waits for nothing else: it takes some microseconds."""
+        return self._test(True)
+
+    def _test(self, patient: bool) -> bool:
+        if self._over:
+            if self._error is not None:
+                raise self._error
+            return True
+        try:
+            done = self._run.test(patient)
+        except BaseException as error:
+            self._error = error
+            if self._run.misfit is not None:
+                self._error = self._unexpected(*self._run.misfit)
+            self.abort()
+            if self._error is not error:
+                raise self._error from None
+            raise
+        if done:
+            self._run.release()
+            self._end()
+        return done
+
+    def abort(self) -> None:
+        """Cancel what is under way and collect it."""
+        if self._over:
+            return
+        self._over = True
+        self._executor.forget(self)
+        pending = self._run.detach()
+        if not collect(self._executor.transport, pending):
+            self._executor.entomb(pending, self._memories)
+
+    def waiting_for(self) -> str:
+        """The steps under way, as text for errors."""
+        active = [self.bound.label(index) for index in self._run.under_way()]
+        shown = "; ".join(active[:4]) or "nothing"
+        return f"{shown}; and {len(active) - 4} more" if len(active) > 4 else shown
+
+    @property
+    def active_step(self) -> str | None:
+        """The first of the steps under way."""
+        active = [] if self._over else self._run.under_way()
+        return self.bound.label(active[0]) if active else None
+
+    def _run_step(self, index: int) -> None:
+        step: Any = self.bound.steps[index].step
+        self._run_local(step)
