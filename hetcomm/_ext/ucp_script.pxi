@@ -52,6 +52,9 @@ cdef class Script:
         self.peers = []
         self.spare = []
 
+    def __init__(self):
+        raise TypeError("a Script is made by Worker.script")
+
     def __dealloc__(self):
         free(self.links)
         free(self.ops)
@@ -106,7 +109,10 @@ cdef class Run:
     cdef object broken   # a request that failed, or an error
     cdef readonly object misfit
 
-    def __cinit__(self, Script script):
+    def __init__(self, *_):
+        raise TypeError("a Run is made by Script.start")
+
+    def __cinit__(self, Script script not None):
         self.script = script
         self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
         self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
@@ -342,6 +348,7 @@ cdef Script _script(Worker worker, list steps):
     cdef Script made = Script.__new__(Script)
     cdef Op* op
     cdef int index, place = 0
+    kinds = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY, "combine": DO_COMBINE, "call": DO_CALL}
     made.worker = worker
     made.nops = len(steps)
     made.ops = <Op*>calloc(made.nops + 1, sizeof(Op))
@@ -351,7 +358,7 @@ cdef Script _script(Worker worker, list steps):
         raise MemoryError()
     for index, step in enumerate(steps):
         op = &made.ops[index]
-        op.kind = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY, "combine": DO_COMBINE, "call": DO_CALL}[step["do"]]
+        op.kind = kinds[step["do"]]
         op.buffer, op.offset = step.get("at", (0, 0))
         op.other, op.other_offset = step.get("source", (0, 0))
         op.nbytes = step.get("nbytes", 0)
