@@ -156,7 +156,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._children: list[Communicator] = []
         self._rank, self._nranks = parts.group.rank, parts.group.nranks
         self._plans = parts.plans
-        self._streams = Streams(parts.job.devices, parts.job.serve, self._rank)
+        openers = [executor.open for executor in parts.executors]
+        self._streams = Streams(parts.job.devices, parts.job.serve, openers, self._rank)
         self._closed = False
         self._engine = Engine(parts)
         self._active = parts.job.pump.active

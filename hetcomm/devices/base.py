@@ -7,9 +7,9 @@ have moved, and the user's stream still sees the result. Streams are passed as t
 (`cudaStream_t`, `hipStream_t`); 0 is its default stream.
 
 Methods raise `DeviceError` where the device's library reports a failure. They are called from any one thread at a time,
-`prepare` and `allocate` from any thread at any time; a thread other than the one that opened the device calls `use`
-first. None of them may block, except `synchronize`
-and those that say so: a host that waits for a device that waits for a gate of that host waits for ever.
+but `prepare`, `allocate` and `open_stream` from any thread at any time; a thread other than the one that opened the
+device calls `use` first. None of them may block, except `synchronize` and those that say so: a host that waits for a
+device that waits for a gate of that host waits for ever.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Device(Protocol):
         ...
 
     def open_stream(self) -> int:
-        """A new stream that waits for no other, not for the default one either, and is served before others."""
+        """A new stream that waits for no other, not even the default one, and is served before others; may block."""
         ...
 
     def close_stream(self, stream: int) -> None:

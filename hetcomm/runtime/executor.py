@@ -126,7 +126,7 @@ class Executor:
         execution: Execution
         kind = kind_of(in_memory, out_memory)
         if kind is not MemoryKind.HOST:
-            queue = self._queue(kind)
+            queue = self.open(kind)
             execution = QueuedExecution(self, bound, number, in_memory, out_memory, factor, call, queue, order)
         elif (script := self._script(bound)) is not None and fits(bound, in_memory, out_memory):
             execution = NativeExecution(self, bound, script, number, in_memory, out_memory, factor, call)
@@ -176,8 +176,8 @@ class Executor:
         self._undead.clear()
         self._bound.clear()
 
-    def _queue(self, kind: MemoryKind) -> Queue:
-        """This executor's streams on the device of that kind.
+    def open(self, kind: MemoryKind) -> Queue:
+        """This executor's streams on the device of that kind; made by the first call, which may block.
 
         Raises:
             DeviceError: The device cannot be used.

@@ -113,11 +113,20 @@ class Streams:
     Args:
         devices: Those of this process.
         serve: Makes sure that calls move while the user's thread does something else.
+        openers: Open what will be needed on the device of a kind.
         rank: Of this process, for messages.
     """
 
-    def __init__(self, devices: Devices, serve: Callable[[Device], None], rank: int) -> None:
+    def __init__(
+        self,
+        devices: Devices,
+        serve: Callable[[Device], None],
+        openers: Sequence[Callable[[MemoryKind], object]],
+        rank: int,
+    ) -> None:
         self._devices = devices
+        self._openers = openers
+        self._opened: set[MemoryKind] = set()
         self._serve = serve
         self._rank = rank
         self._prepared: set[tuple[MemoryKind, DataType, ReduceKind | None]] = set()
@@ -142,6 +151,10 @@ class Streams:
                     remedy="Let each rank work on one device, and make it the current one before the first call.",
                     rank=self._rank,
                 )
+            if memory.kind not in self._opened:
+                for opener in self._openers:
+                    opener(memory.kind)
+                self._opened.add(memory.kind)
             key = memory.kind, memory.dtype, op
             if key not in self._prepared:
                 device.prepare(memory.dtype, op)
