@@ -217,7 +217,7 @@ class FakeStreamCommunicator(StreamsOnly):
 
 
 class FakeStreamVendor:
-    """The vendor of `FakeStreamCommunicator`s, for ranks that are threads of one process.
+    """The vendor whose communicators are `FakeStreamCommunicator`, for ranks that are threads of one process.
 
     Args:
         device: Tells that of the calling rank.
