@@ -15,7 +15,7 @@ more; memory that the transport or a vendor would not let go of is kept alive un
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hetcomm.devices.base import Event
@@ -32,7 +32,7 @@ from hetcomm.vendors.base import Operation
 if TYPE_CHECKING:
     from hetcomm.runtime.executor import Executor
 
-__all__ = ["Execution", "collect"]
+__all__ = ["Execution", "collect", "listed"]
 
 _DRAIN = 1.0  # seconds that cancelled messages get to come back
 
@@ -162,8 +162,7 @@ class Execution:
         """The steps under way, as text for errors."""
         active = [self.bound.label(index) for index, _ in self._active]
         active += [f"{self.bound.label(index)} (which comes after those of earlier calls)" for index in self._held]
-        shown = "; ".join(active[:4]) or "nothing"
-        return f"{shown}; and {len(active) - 4} more" if len(active) > 4 else shown
+        return listed(active)
 
     @property
     def active_step(self) -> str | None:
@@ -278,6 +277,12 @@ class Execution:
 
     def _lacking(self, what: object) -> HetcommError:
         return UsageError(f"the program needs a buffer that was not passed: {what}", rank=self._executor.rank)
+
+
+def listed(steps: Sequence[str]) -> str:
+    """Some steps as text for errors."""
+    shown = "; ".join(steps[:4]) or "nothing"
+    return f"{shown}; and {len(steps) - 4} more" if len(steps) > 4 else shown
 
 
 def collect(transport: Transport, requests: Iterable[Request], seconds: float = _DRAIN) -> bool:

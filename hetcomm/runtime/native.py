@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hetcomm.runtime.binding import BoundProgram
-from hetcomm.runtime.execution import Execution, collect
+from hetcomm.runtime.execution import Execution, collect, listed
 from hetcomm.schedule.steps import Buffer, Copy, Recv, Reduce, Send, Slice
 from hetcomm.transport.base import Script, ScriptRun, Transport
 from hetcomm.types import DataType, Memory, Number, ReduceKind
@@ -137,9 +137,7 @@ class NativeExecution(Execution):
 
     def waiting_for(self) -> str:
         """The steps under way, as text for errors."""
-        active = [self.bound.label(index) for index in self._run.under_way()]
-        shown = "; ".join(active[:4]) or "nothing"
-        return f"{shown}; and {len(active) - 4} more" if len(active) > 4 else shown
+        return listed([self.bound.label(index) for index in self._run.under_way()])
 
     @property
     def active_step(self) -> str | None:

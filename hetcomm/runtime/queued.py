@@ -93,7 +93,7 @@ class QueuedExecution(Execution):
         if self.exit is not None:
             left = self.exit
         elif self.bound.queues:
-            left = [self._queue.device.record(self._queue.stream), *self._called.values()]
+            left = self._ends()
         end = time.monotonic() + _STOPPING
         while not all(event.done() for event in left):
             if time.monotonic() > end:
@@ -137,8 +137,12 @@ class QueuedExecution(Execution):
         """
         self.exit = ()
         if self.bound.queues:
-            self.exit = (self._queue.device.record(self._queue.stream), *self._called.values())
+            self.exit = self._ends()
             self._executor.unsettled.discard(self)
+
+    def _ends(self) -> tuple[Event, ...]:
+        """The points at which what this run has queued so far is done."""
+        return (self._queue.device.record(self._queue.stream), *self._called.values())
 
     def _start(self, index: int, bound: BoundStep) -> Operation | None:
         """Start or queue a step; None if nobody has to see when it is complete."""

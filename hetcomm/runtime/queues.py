@@ -62,10 +62,6 @@ class Queue:
         for stream in (self.stream, *self._lanes.values()):
             self.device.follow(stream, event)
 
-    def marks(self) -> list[Event]:
-        """The points at which all that has been queued so far is done."""
-        return [self.device.record(stream) for stream in (self.stream, *self._lanes.values())]
-
     def close(self) -> None:
         """Release the streams."""
         for stream in (self.stream, *self._lanes.values()):
