@@ -36,6 +36,8 @@ from os import PathLike
 from types import TracebackType
 from typing import Any
 
+import numpy
+
 from hetcomm.errors import UsageError
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
@@ -160,6 +162,9 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._streams = Streams(parts.job.devices, parts.job.serve, openers, self._rank)
         self._closed = False
         self._engine = Engine(parts)
+        self._ledger = parts.ledger
+        self._express = self._engine.express.call if self._engine.express is not None else _no_express_way
+        self._token = numpy.zeros(1, numpy.uint8)
         self._active = parts.job.pump.active
         self._points = pointtopoint.PointToPoint(
             parts.job.transport, parts.peers, self._rank, parts.context, parts.job.config.timeout, parts.topology
@@ -194,8 +199,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     def statistics(self) -> Statistics:
         """What this rank has done so far."""
-        engine = self._engine
-        return Statistics(engine.calls, self._plans.made, engine.sent + self._points.sent_between_clusters)
+        ledger = self._ledger
+        return Statistics(ledger.calls, self._plans.made, ledger.sent + self._points.sent_between_clusters)
 
     # ---- several calls at once
 
@@ -306,6 +311,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                 raise
             engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
             self._plans.use(imported)
+            engine.forget()
 
     # ---- looking inside
 
@@ -362,11 +368,11 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         if executor.spans is not None:
             raise UsageError("trace() is active already", remedy="Leave the inner block out.", rank=self._rank)
         trace = Trace()
-        executor.spans = trace._spans
+        executor.spans, self._ledger.traced = trace._spans, True
         try:
             yield trace
         finally:
-            executor.spans = None
+            executor.spans, self._ledger.traced = None, False
 
     # ---- the end
 
@@ -439,6 +445,10 @@ _EXPLAINED = (
     "gather_v",
     "scatter_v",
 )
+
+
+def _no_express_way(*_: object) -> bool:
+    return False
 
 
 def _integer(name: str, value: Any, rank: int) -> int | None:

@@ -1,11 +1,13 @@
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from hetcomm.devices.base import Event
 from hetcomm.transport.base import Request as _AnyRequest
+from hetcomm.types import Memory
 
-__all__ = ["SHARED", "Peer", "Registration", "Request", "Worker", "resolve"]
+__all__ = ["SHARED", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve"]
 
 SHARED: bytes
 
@@ -30,6 +32,61 @@ class Request:
     def nbytes(self) -> int: ...
     def test(self) -> bool: ...
     def cancel(self) -> None: ...
+
+@final
+class Ledger:
+    next_call: int
+    runs: int
+    weight: int
+    calls: int
+    sent: int
+    alarm: bool
+    detour: bool
+    traced: bool
+    def count(self, intent: Any) -> None: ...
+    def intent_of(self, call: int) -> Any: ...
+
+@final
+class Express:
+    incoming: Any
+    def __init__(
+        self,
+        ledger: Ledger,
+        quiet: tuple[list[Any], ...],
+        array_type: type,
+        memory: type[Memory],
+        borrow: Callable[[int], Memory],
+        take_over: Callable[..., object],
+    ) -> None: ...
+    def learn(
+        self,
+        plan: Any,
+        kind: int,
+        a: Any,
+        b: Any,
+        first: Any,
+        second: Any,
+        in_memory: Memory | None,
+        out_memory: Memory | None,
+    ) -> None: ...
+    def stand(self, plan: Any, in_memory: Memory | None, out_memory: Memory | None) -> Standing | None: ...
+    def forget(self) -> None: ...
+    def call(self, kind: int, a: Any, b: Any, first: Any, second: Any) -> bool: ...
+    def settle(self) -> None: ...
+
+@final
+class Standing:
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    @property
+    def work(self) -> Any: ...
+    @property
+    def busy(self) -> bool: ...
+    def start(self) -> bool: ...
+    def wait(self) -> bool: ...
+    def test(self) -> bool: ...
+    def advance(self) -> None: ...
+    def events(self) -> Sequence[Event]: ...
+    def release(self) -> Any: ...
 
 @final
 class Script:

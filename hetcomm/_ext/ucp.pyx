@@ -15,7 +15,7 @@ fails.
 
 The files: `ucp_library.pxi` which library; `ucp_peers.pxi` endpoints; `ucp_engine.pxi` the worker that is progressed
 and waited for; `ucp_memory.pxi` registrations; `ucp_requests.pxi` messages and their errors; `ucp_script.pxi`
-whole programs of messages; here what Python calls.
+whole programs of messages; `ucp_express.pxi` whole calls; here what Python calls.
 
 One thread at a time may use a worker. A second one gets a `TransportError` and changes nothing.
 """
@@ -25,10 +25,11 @@ import os
 cimport cython
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.stdio cimport FILE, fclose
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memmove, memset
+from libc.string cimport memcmp, memmove, memset
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen
 
 from hetcomm._ext.ucp_api cimport *
@@ -36,7 +37,7 @@ from hetcomm._ext.ucp_wait cimport *
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
 
-__all__ = ["SHARED", "Peer", "Registration", "Request", "Worker", "resolve"]
+__all__ = ["SHARED", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve"]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xF << 44  # of a class that hetcomm.runtime.tags leaves free
 cdef double PROOF_SECONDS = 1.0
@@ -48,6 +49,7 @@ include "ucp_engine.pxi"
 include "ucp_memory.pxi"
 include "ucp_requests.pxi"
 include "ucp_script.pxi"
+include "ucp_express.pxi"
 
 
 cdef enum:

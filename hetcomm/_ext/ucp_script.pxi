@@ -46,6 +46,7 @@ cdef class Script:
     cdef Op* ops
     cdef int* unlocks
     cdef int nops
+    cdef bint calls      # whether some steps are not native
     cdef list spare      # runs that are over
 
     def __cinit__(self):
@@ -62,6 +63,11 @@ cdef class Script:
 
     def start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag, object call):
         """Begin a run on three buffers; `call(index)` does the steps that are not native. Nothing has been started."""
+        cdef Run run = self._start(in_address, out_address, scratch_address, tag)
+        run.call = call
+        return run
+
+    cdef Run _start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag):
         cdef Run run
         cdef int index
         if self.spare:
@@ -72,7 +78,6 @@ cdef class Script:
         run.buffers[1] = out_address
         run.buffers[2] = scratch_address
         run.tag = tag
-        run.call = call
         run.left = self.nops
         run.nready = run.nactive = 0
         run.misfit = None
@@ -136,6 +141,8 @@ cdef class Run:
         """
         cdef Worker worker = self.script.worker
         cdef int state
+        if self.broken is not None:
+            self._raise()
         while True:
             worker._enter()
             with nogil:
@@ -219,10 +226,10 @@ cdef class Run:
     cdef int _look_at_peers(self) noexcept nogil:
         """A peer has failed: whether it is one of those waited for."""
         cdef int index
-        self.failures = self.engine.failures
         for index in range(self.nactive):
             if self.script.links[self.script.ops[self.active[index].op].peer].failed != UCS_OK:
                 return RUN_FAILED
+        self.failures = self.engine.failures
         return RUN_WAITS
 
     cdef int _advance(self) noexcept nogil:
@@ -376,6 +383,7 @@ cdef Script _script(Worker worker, list steps):
                 op.kind = DO_CALL
             else:
                 op.count = op.nbytes // <size_t>size
+        made.calls |= op.kind == DO_CALL
         op.first_start = place
         op.nstarts = len(step["starts"])
         for each in step["starts"]:

@@ -11,7 +11,7 @@ from hetcomm.errors import HetcommError, UsageError
 from hetcomm.runtime import calls
 from hetcomm.runtime.agreement import REFUSALS, Intent
 from hetcomm.runtime.calls import Call
-from hetcomm.runtime.engine import Engine
+from hetcomm.runtime.engine import KINDS, Engine
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.plans import Plan, Plans
 from hetcomm.runtime.scratch import kind_of
@@ -29,10 +29,12 @@ class Methods:
     """
 
     _engine: Engine
+    _express: Callable[[int, Any, Any, Any, Any], bool]
     _plans: Plans
     _streams: Streams
     _rank: int
     _nranks: int
+    _token: Any  # what a barrier's ranks pass round
 
     def _plan(self, name: str, call: Call, *, control: bool = False) -> Plan:
         return self._plans.get(name, call.collective, kind_of(call.out_memory, call.in_memory), control=control)
@@ -82,7 +84,10 @@ class Methods:
             raise
         with engine.lock:
             work = CollectiveWork(engine, name, plan, call, seconds, order)
-            return engine.launch(work, plan.intent, async_op=async_op)
+            found = engine.launch(work, plan.intent, async_op=async_op)
+            if work.over and name in KINDS:
+                engine.learn(name, plan, call, args)
+            return found
 
     def _persistent(
         self,
@@ -192,7 +197,7 @@ class Methods:
             engine.agreement.trust(plan.intent)
         memories, op = (call.out_memory, call.in_memory), call.collective.op
         if kind_of(*memories) is MemoryKind.HOST:
-            return Request(engine, name, plan, call, None, seconds)
+            return Request(engine, name, plan, call, None, seconds, engine.stand(plan, call))
         return Request(engine, name, plan, call, lambda: self._order(memories, op, stream), seconds)
 
     def _refuse_in_group(self, name: str) -> None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy
-
 from hetcomm.methods.base import Methods
 from hetcomm.runtime import calls
+from hetcomm.runtime.engine import KINDS
 from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
 
 __all__ = ["Collectives"]
+
+_ALL_REDUCE = KINDS["all_reduce"]
+_REDUCE = KINDS["reduce"]
+_BROADCAST = KINDS["broadcast"]
+_ALL_GATHER = KINDS["all_gather"]
+_REDUCE_SCATTER = KINDS["reduce_scatter"]
+_GATHER = KINDS["gather"]
+_SCATTER = KINDS["scatter"]
+_ALL_TO_ALL = KINDS["all_to_all"]
+_BARRIER = KINDS["barrier"]
 
 
 class Collectives(Methods):
@@ -45,6 +54,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_ALL_REDUCE, in_array, out_array, op, None):
+            return None
         return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, async_op, timeout)
 
     def reduce(
@@ -70,6 +81,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_REDUCE, in_array, out_array, root, op):
+            return None
         return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), stream, async_op, timeout)
 
     def broadcast(
@@ -92,6 +105,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_BROADCAST, in_out_array, None, root, None):
+            return None
         return self._collective("broadcast", calls.broadcast, (in_out_array, root), stream, async_op, timeout)
 
     def all_gather(
@@ -117,6 +132,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_ALL_GATHER, in_array, out_array, count, None):
+            return None
         return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), stream, async_op, timeout)
 
     def reduce_scatter(
@@ -142,6 +159,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_REDUCE_SCATTER, in_array, out_array, count, op):
+            return None
         args = (in_array, out_array, count, op)
         return self._collective("reduce_scatter", calls.reduce_scatter, args, stream, async_op, timeout)
 
@@ -167,6 +186,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_GATHER, in_array, out_array, root, None):
+            return None
         return self._collective("gather", calls.gather, (in_array, out_array, root), stream, async_op, timeout)
 
     def scatter(
@@ -191,6 +212,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_SCATTER, in_array, out_array, root, None):
+            return None
         return self._collective("scatter", calls.scatter, (in_array, out_array, root), stream, async_op, timeout)
 
     def all_to_all(
@@ -213,6 +236,8 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
+        if timeout is None and not async_op and self._express(_ALL_TO_ALL, in_array, out_array, None, None):
+            return None
         return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), stream, async_op, timeout)
 
     def barrier(self, *, stream: Any = None, async_op: bool = False, timeout: float | None = None) -> Work | None:
@@ -224,7 +249,9 @@ class Collectives(Methods):
         Raises:
             PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        token = numpy.zeros(1, numpy.uint8)
+        token = self._token
+        if timeout is None and not async_op and self._express(_BARRIER, token, None, "max", None):
+            return None
         return self._collective(
             "barrier", calls.all_reduce, (token, None, "max"), stream, async_op, timeout, control=True
         )

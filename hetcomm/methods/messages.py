@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from hetcomm._ext.ucp import Ledger
 from hetcomm.errors import HetcommError
 from hetcomm.methods.base import Methods
 from hetcomm.runtime.arguments import refuse_overlap
@@ -24,6 +25,7 @@ class Messages(Methods):
     """
 
     _points: PointToPoint
+    _ledger: Ledger
     _active: Sequence[
         Mover
     ]  # with calls in the background, no message may take the short way, which does not move them
@@ -52,7 +54,7 @@ class Messages(Methods):
             CollectiveTimeoutError, PeerFailureError: The message may or may not arrive; the communicator can only be
                 closed.
         """
-        if timeout is None and not async_op and not self._engine.detour and not self._active:
+        if timeout is None and not async_op and not self._ledger.detour and not self._active:
             try:
                 if self._points.try_send(array, peer, tag):
                     return None
@@ -82,7 +84,7 @@ class Messages(Methods):
                 stays usable.
             CollectiveTimeoutError, PeerFailureError: The array is undefined; the communicator can only be closed.
         """
-        if timeout is None and not async_op and not self._engine.detour and not self._active:
+        if timeout is None and not async_op and not self._ledger.detour and not self._active:
             try:
                 if self._points.try_recv(out_array, peer, tag):
                     return None

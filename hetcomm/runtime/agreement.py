@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from dataclasses import dataclass
 
+from hetcomm._ext.ucp import Ledger
 from hetcomm.errors import (
     DeviceError,
     HetcommError,
@@ -38,7 +38,6 @@ from hetcomm.runtime.waiting import Progress, wait
 
 __all__ = ["REFUSALS", "Agreement", "Intent", "Ticket"]
 
-_HISTORY = 1024  # calls that are over whose plans are remembered
 _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it waits in
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
@@ -96,24 +95,28 @@ class Ticket:
 class Agreement:
     """The state of one rank of one communicator.
 
+    Args:
+        moving: What moves the mailbox's frames.
+        mailbox: The communicator's.
+        ledger: Where calls are counted, and an alarm is raised for who makes them.
+
     Attributes:
         broken: Why no further call is possible, or None.
         cause: The misuse that broke it, if it was one.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
+        unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
 
-    def __init__(self, moving: Progress, mailbox: Mailbox) -> None:
+    def __init__(self, moving: Progress, mailbox: Mailbox, ledger: Ledger) -> None:
         self.broken: str | None = None
         self.cause: HetcommError | None = None
         self.failed: list[Ticket] = []
         self._mailbox = mailbox
         self._moving = moving
         self._rank, self._nranks = mailbox.rank, mailbox.nranks
-        self._next = 0
+        self._ledger = ledger
         self._open: dict[int, Ticket] = {}  # in the order of their numbers
-        self._history: deque[Intent | None] = deque()  # up to call `_next - 1`; None: refused
         self._verified: set[bytes] = set()  # never on another rank before it is on rank 0
-        self._alarm = False  # whether something was recorded that `_check` must look at
         self._over_everywhere: set[int] = set()  # calls that failed on all ranks and have been dealt with here
         self._refusals: dict[int, Frame] = {}
         self._mismatches: dict[int, Frame] = {}
@@ -121,7 +124,7 @@ class Agreement:
         self._approved: set[int] = set()
         self._gone: dict[int, Frame] = {}
         self._heard: set[int] = set()  # who has told its plan, while `diagnose` asks
-        self._unsettled: list[int] = []
+        self.unsettled: list[int] = []
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
@@ -133,11 +136,6 @@ class Agreement:
         self._remind_at = 0.0
         self._remind_every = _FIRST_NOTE
 
-    @property
-    def next_call(self) -> int:
-        """The number that the next call will have."""
-        return self._next
-
     # ---- calls
 
     def open(self, intent: Intent, *, always: bool = False) -> Ticket:
@@ -145,23 +143,33 @@ class Agreement:
 
         With `always` the plans are compared even if they were before: for calls that do not go through the transport.
         """
-        ticket = Ticket(self._next, intent, always)
-        self._next += 1
+        ticket = Ticket(self._ledger.next_call, intent, always)
+        self._ledger.count(intent)
         if self._nranks == 1:
             return ticket
-        self._remember(intent)
         self._open[ticket.call] = ticket
         if self._rank and (always or intent.fingerprint not in self._verified):
             self._mailbox.send(Frame(Subject.PLAN, self._rank, ticket.call, 0, intent.fingerprint, intent.text), (0,))
         return ticket
 
+    def resume(self, intent: Intent) -> Ticket:
+        """The ticket of the last call, which was counted and has begun without one."""
+        ticket = Ticket(self._ledger.next_call - 1, intent, always=False)
+        ticket.begun = True
+        if self._nranks > 1:
+            self._open[ticket.call] = ticket
+        return ticket
+
+    def knows(self, intent: Intent) -> bool:
+        """Whether calls of that plan need not be compared any more."""
+        return intent.fingerprint in self._verified or self._nranks == 1
+
     def refuse(self, error: HetcommError) -> None:
         """This rank's arguments for the next call were refused: tell the others, and count the call."""
-        call = self._next
-        self._next += 1
+        call = self._ledger.next_call
+        self._ledger.count(None)
         if self._nranks == 1:
             return
-        self._remember(None)
         kind = next(number for number, known in enumerate(REFUSALS) if isinstance(error, known))
         text = error.message if error.remedy is None else f"{error.message.rstrip('.')}. {error.remedy}"
         self._mailbox.send(Frame(Subject.REFUSED, self._rank, call, kind, text=text), self._mailbox.others())
@@ -172,7 +180,7 @@ class Agreement:
         if ticket.begun or self._nranks == 1:
             ticket.begun = True
             return True
-        if self.broken is not None or ticket.error is not None or (self._unsettled and not self._settle()):
+        if self.broken is not None or ticket.error is not None or (self.unsettled and not self._settle()):
             return False
         call, fingerprint = ticket.call, ticket.intent.fingerprint
         if ticket.always or fingerprint not in self._verified:
@@ -205,7 +213,7 @@ class Agreement:
         """Look at the mailbox; what is found there may give tickets an error, or break the communicator."""
         while (frame := self._mailbox.receive()) is not None:
             self._record(frame)
-        if self._alarm:
+        if self._ledger.alarm:
             self._check()
 
     def remind(self, now: float) -> None:
@@ -240,8 +248,8 @@ class Agreement:
 
     def lateness(self, ticket: Ticket) -> tuple[str, int | None]:
         """What a call that has not begun waits for, as text, and the rank that is missing, if it is one."""
-        if self._unsettled:
-            return f"word from all ranks on how call {self._unsettled[0]}, which was refused, went there", None
+        if self.unsettled:
+            return f"word from all ranks on how call {self.unsettled[0]}, which was refused, went there", None
         if self._rank != 0:
             return f"rank 0 to agree on {ticket.intent.text}", 0
         missing = sorted(set(self._mailbox.others()) - set(self._plans.get(ticket.call, ())))
@@ -258,7 +266,7 @@ class Agreement:
         if self._gone_out:
             return
         self._leaving = self._gone_out = True
-        call = next(iter(self._open), self._next)
+        call = next(iter(self._open), self._ledger.next_call)
         self._mailbox.send(Frame(Subject.GONE, self._rank, call, text=why), self._mailbox.others())
 
     def close(self, seconds: float) -> bool:
@@ -266,7 +274,7 @@ class Agreement:
         if self._nranks == 1:
             return True
         self._leaving = True
-        frame = Frame(Subject.CLOSING, self._rank, self._next, text="closed it")
+        frame = Frame(Subject.CLOSING, self._rank, self._ledger.next_call, text="closed it")
         if self._rank == 0:
             self._record(frame)
         else:
@@ -284,8 +292,8 @@ class Agreement:
         call = frame.call
         match frame.subject:
             case Subject.PLAN | Subject.NOTE:
-                if self._leaving and call >= self._next:
-                    answer = Frame(Subject.GONE, self._rank, self._next, text="closed it")
+                if self._leaving and call >= self._ledger.next_call:
+                    answer = Frame(Subject.GONE, self._rank, self._ledger.next_call, text="closed it")
                     self._mailbox.send(answer, (frame.source,))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
@@ -310,33 +318,35 @@ class Agreement:
                 self._closing[frame.source] = frame
                 if len(self._closing) == self._nranks:
                     self._closed = True
-                    self._mailbox.send(Frame(Subject.CLOSED, self._rank, self._next), self._mailbox.others())
+                    self._mailbox.send(
+                        Frame(Subject.CLOSED, self._rank, self._ledger.next_call), self._mailbox.others()
+                    )
             case Subject.CLOSED:
                 self._closed = True
-        self._alarm = True
+        self._ledger.alarm = True
 
     def _check(self) -> None:
         """Turn what was recorded of calls that have been made here into errors of their tickets."""
-        for call in [call for call in self._refusals if call < self._next]:
+        for call in [call for call in self._refusals if call < self._ledger.next_call]:
             frame = self._refusals.pop(call)
             if call not in self._over_everywhere:
                 self._fail_refused(frame)
-        for call in [call for call in self._mismatches if call < self._next]:
+        for call in [call for call in self._mismatches if call < self._ledger.next_call]:
             frame = self._mismatches.pop(call)
             if call not in self._over_everywhere:
                 self._fail_mismatched(call, frame.text)
-        for call in [call for call in self._plans if call < self._next]:
+        for call in [call for call in self._plans if call < self._ledger.next_call]:
             self._check_plans(call)
-        if self._unsettled and self.broken is None:
+        if self.unsettled and self.broken is None:
             self._settle()
         if self.broken is None:  # else a rank that has left did so for the same reason
             for frame in (*self._gone.values(), *self._closing.values()):
-                if self._unsettled and frame.source and frame.call > self._unsettled[-1]:
+                if self.unsettled and frame.source and frame.call > self.unsettled[-1]:
                     continue  # it may have left because of what rank 0 has yet to tell
                 for ticket in self._open.values():
                     if ticket.call >= frame.call and ticket.error is None:
                         self._fail_deserted(ticket, frame)
-        self._alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
+        self._ledger.alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
 
     def _check_plans(self, call: int) -> None:
         """Compare the plans that others have sent for a call; answer those who asked, unless it waits for the rest."""
@@ -355,18 +365,13 @@ class Agreement:
             self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 1), asking)
         del self._plans[call]
 
-    def _remember(self, intent: Intent | None) -> None:
-        self._history.append(intent)
-        if len(self._history) > _HISTORY + len(self._open):
-            self._history.popleft()
-
     def _intent_of(self, call: int) -> Intent | None:
         """What this rank runs, or ran, as that call; None if it refused it, forgot it, or has yet to come to it."""
         ticket = self._open.get(call)
         if ticket is not None:
             return ticket.intent
-        index = len(self._history) - (self._next - call)
-        return self._history[index] if 0 <= index < len(self._history) else None
+        meant: Intent | None = self._ledger.intent_of(call)
+        return meant
 
     def _send_note(self, call: int, *, ask: bool = False) -> None:
         """Tell the others the plan of an open call; with `ask`, they answer with theirs."""
@@ -429,7 +434,7 @@ class Agreement:
         """Say whether a call that failed on all ranks had moved data here."""
         self._over_everywhere.add(call)
         self._plans.pop(call, None)
-        self._unsettled.append(call)
+        self.unsettled.append(call)
         if self._rank == 0:
             self._count_report(call, 0, moved)
         else:
@@ -449,12 +454,12 @@ class Agreement:
 
     def _settle(self) -> bool:
         """Whether the communicator is known to have survived the calls that failed on all ranks."""
-        moved = [call for call in self._unsettled if self._settled.get(call)]
+        moved = [call for call in self.unsettled if self._settled.get(call)]
         if moved and self.broken is None:
             self.broken = f"other ranks had begun call {moved[0]} when it was refused"
-        if moved or not all(call in self._settled for call in self._unsettled):
+        if moved or not all(call in self._settled for call in self.unsettled):
             return False
-        for call in self._unsettled:
+        for call in self.unsettled:
             del self._settled[call]
-        self._unsettled.clear()
+        self.unsettled.clear()
         return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hetcomm.errors import TransportError
@@ -77,28 +77,34 @@ class Mailbox:
         peers: The transport's number of each rank.
         rank: This process's.
         context: See `hetcomm.runtime.tags`.
+
+    Attributes:
+        incoming: The receive of the next frame; None when there can be none.
+        posted: Told when that is another.
     """
 
     def __init__(self, transport: Transport, peers: Sequence[int], rank: int, context: int) -> None:
         self.rank = rank
         self.nranks = len(peers)
+        self.posted: Callable[[Request], object] = lambda request: None
         self._transport = transport
         self._peers = peers
         self._tag = tags.control(context)
         self._data = bytearray(_SIZE)
         self._address = memory(self._data, argument="mailbox", rank=rank, writable=True).address
         self._leaving: list[tuple[Request, bytearray]] = []
-        self._incoming: Request | None = self._post() if self.nranks > 1 else None
+        self.incoming: Request | None = self._post() if self.nranks > 1 else None
 
     def _post(self) -> Request:
         return self._transport.recv(self._address, _SIZE, self._peers[self.rank], self._tag)
 
     def receive(self) -> Frame | None:
         """A frame that has arrived, if any; progresses nothing."""
-        if self._incoming is None or not self._incoming.test():
+        if self.incoming is None or not self.incoming.test():
             return None
         frame = Frame.unpack(self._data)
-        self._incoming = self._post()
+        self.incoming = self._post()
+        self.posted(self.incoming)
         return frame
 
     def send(self, frame: Frame, ranks: Iterable[int]) -> None:
@@ -130,9 +136,9 @@ class Mailbox:
             self._transport.progress()
             self.receive()
         requests = [request for request, _ in self._leaving]
-        if self._incoming is not None:
-            requests.append(self._incoming)
-            self._incoming = None
+        if self.incoming is not None:
+            requests.append(self.incoming)
+            self.incoming = None
         if collect(self._transport, requests):
             self._leaving.clear()
 

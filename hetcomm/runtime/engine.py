@@ -18,23 +18,48 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy
+
+from hetcomm._ext.ucp import Express, Standing
 from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
 from hetcomm.runtime.agreement import Intent, Ticket
 from hetcomm.runtime.calls import Call, check_timeout
+from hetcomm.runtime.native import fits
 from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.scratch import kind_of
 from hetcomm.runtime.underway import UnderWay
 from hetcomm.runtime.waiting import wait
 from hetcomm.runtime.work import CollectiveWork, MessageWork, Milestone, Work
+from hetcomm.transport.base import Request
+from hetcomm.types import Memory, MemoryKind
 from hetcomm.vendors.base import Operation
 
 if TYPE_CHECKING:
     from hetcomm.runtime.grouping import Queue
     from hetcomm.runtime.wiring import Parts
 
-__all__ = ["Engine"]
+__all__ = ["KINDS", "Engine"]
+
+KINDS = {
+    name: number
+    for number, name in enumerate(
+        (
+            "all_reduce",
+            "reduce",
+            "broadcast",
+            "all_gather",
+            "reduce_scatter",
+            "gather",
+            "scatter",
+            "all_to_all",
+            "barrier",
+        )
+    )
+}
+"""What the express way calls the methods that may take it."""
 
 _PER_TURN = 8  # works in the background that one turn of a wait moves: the oldest, and as many of the others
 _SECONDS_PER_TURN = 20e-6  # for either
@@ -52,23 +77,37 @@ class Engine(UnderWay):
     Attributes:
         group: Where calls are queued inside `Communicator.group`, or None.
         lock: Keeps the progress thread out of the works.
-        sent: Bytes the programs of works have sent to other clusters.
+        express: The express way for calls that have been made before; None if the transport has none.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.group: Queue | None = None
-        self.sent = 0
         self._executor = parts.executors[0]
         self._pump = parts.job.pump
         self._timeout = parts.job.config.timeout
         self._turns = 0
         self._cursor = 0  # where in the background the last turn ended
-        self._runs = 0  # of programs
-        self._weight = 0  # of all that has begun: runs, and runs inside of vendors
         self._window_end = _WINDOW
         self.lock = self._pump.lock
         self._pump.add(self)
+        self.express = self._open_express() if hasattr(parts.job.transport, "script") else None
+
+    def _open_express(self) -> Express:
+        mailbox = self._parts.mailbox
+
+        def borrow(nbytes: int) -> Memory:
+            return self._executor.scratch.borrow(nbytes, MemoryKind.HOST)
+
+        quiet = self._pump.active, self.agreement.unsettled
+        express = Express(self.ledger, quiet, numpy.ndarray, Memory, borrow, self.take_over)
+
+        def posted(request: Request | None) -> None:
+            express.incoming = request
+
+        posted(mailbox.incoming)
+        mailbox.posted = posted
+        return express
 
     # ---- asking for works
 
@@ -167,6 +206,93 @@ class Engine(UnderWay):
         work = Milestone(self, intent.text, self._timeout)
         self.submit((work,), intent, background=False, always=always)
         self.finish(work)
+
+    # ---- the express way
+
+    def detour(self) -> None:
+        """No short way may be taken from now on."""
+        self.ledger.detour = True
+
+    def learn(self, name: str, plan: Plan, call: Call, args: Sequence[Any]) -> None:
+        """A call has gone well: let the next one like it take the express way, if it is one for that.
+
+        `args` is what the method was passed, arrays first.
+        """
+        if self.express is not None and call.factor is None and self._is_express(plan, call):
+            a, *rest = args
+            b = rest.pop(0) if name != "broadcast" else None
+            first, second = (*rest, None, None)[:2]
+            self.express.learn(plan, KINDS[name], a, b, first, second, call.in_memory, call.out_memory)
+
+    def forget(self) -> None:
+        """Calls mean something else from now on."""
+        if self.express is not None:
+            self.express.forget()
+
+    def stand(self, plan: Plan, call: Call) -> Standing | None:
+        """The express way of a persistent call; None if it is no call for that."""
+        if self.express is None or call.factor is not None or not self._is_express(plan, call):
+            return None
+        return self.express.stand(plan, call.in_memory, call.out_memory)
+
+    def _is_express(self, plan: Plan, call: Call) -> bool:
+        if not self.agreement.knows(plan.intent) or kind_of(call.out_memory, call.in_memory) is not MemoryKind.HOST:
+            return False
+        return plan.direct is not None or (
+            self._executor.script(plan.bound) is not None and fits(plan.bound, call.in_memory, call.out_memory)
+        )
+
+    def take_over(
+        self,
+        plan: Plan,
+        source: tuple[int, int, Any] | None,
+        target: tuple[int, int, Any] | None,
+        operation: Any,
+        scratch: Memory | None,
+        error: Exception | None,
+        attended: bool,
+    ) -> Work:
+        """Go on with a call that the express way has begun.
+
+        Args:
+            plan: What it runs.
+            source, target: Address, count and array of its input and output.
+            operation: The run of a script, or a vendor's operation; None if that could not be started.
+            scratch: What the run has borrowed.
+            error: What went wrong with it.
+            attended: Whether the caller waits, so that this returns when it is over.
+
+        Raises:
+            HetcommError: As `finish`, if attended.
+        """
+        dtype = plan.bound.dtype
+
+        def memory(of: tuple[int, int, Any] | None) -> Memory | None:
+            return None if of is None else Memory(of[0], of[1], dtype, MemoryKind.HOST, of[2])
+
+        call = Call(plan.collective, memory(source), memory(target))
+        work = CollectiveWork(self, plan.name, plan, call, self._timeout)
+        work.ticket = self.agreement.resume(plan.intent)
+        work.weight = self.ledger.weight - 1
+        if plan.direct is None:
+            operation = self._executor.resume(
+                plan.bound, self.ledger.runs - 1, call, operation, work.ticket.call, scratch
+            )
+        work.resume(operation)
+        if attended:
+            self._current = work
+        else:
+            self._background.append(work)
+            self._pump.rouse(self)
+        if error is not None:
+            self._fail(work, error)
+        if attended:
+            self.finish(work)
+        return work
+
+    def _settle_express(self) -> None:
+        if self.express is not None:
+            self.express.settle()
 
     # ---- waiting
 
@@ -299,24 +425,25 @@ class Engine(UnderWay):
     def admits(self, work: CollectiveWork, plan: Plan) -> bool:
         """Whether the collective may begin now: the ranks agree, and its tags are not those of one under way."""
         weight = plan.weight
-        if self._weight + weight > self._window_end:
+        ledger = self.ledger
+        if ledger.weight + weight > self._window_end:
             oldest = min(
                 (each.weight for each in self._works() if isinstance(each, CollectiveWork) and each.begun),
-                default=self._weight,
+                default=ledger.weight,
             )
             self._window_end = oldest + max(_WINDOW, weight)
-            if self._weight + weight > self._window_end:
+            if ledger.weight + weight > self._window_end:
                 return False
         if work.ticket is None or not self.agreement.ready(work.ticket):
             return False
-        work.weight = self._weight
-        self._weight += weight
+        work.weight = ledger.weight
+        ledger.weight += weight
         return True
 
     def run(self, work: Work, plan: Plan, call: Call) -> Operation:
         """Start a plan."""
-        number = self._runs
-        self._runs += 1
+        number = self.ledger.runs
+        self.ledger.runs += 1
         executor, direct, ticket = self._executor, plan.direct, work.ticket
         if direct is not None and work.order is None and not executor.calls_due and executor.spans is None:
             return direct.start(call.collective, call.in_memory, call.out_memory)
@@ -325,7 +452,7 @@ class Engine(UnderWay):
 
     def account(self, plan: Plan) -> None:
         """A plan has been run."""
-        self.sent += plan.sent
+        self.ledger.sent += plan.sent
 
     def hindrance(self, work: Work) -> tuple[str, int | None]:
         """What a work that has not begun waits for, as text, and the rank that is missing, if it is one."""
@@ -381,9 +508,10 @@ class Engine(UnderWay):
 
         Messages that still move then have as long as they move.
         """
-        self.unusable = self.detour = self._closed = True  # for new calls
+        self.unusable = self.ledger.detour = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
         try:
+            self._settle_express()
             if (
                 self.agreement.broken is None
                 and wait(self._pump, self._idle, deadline, self.look)

@@ -60,6 +60,7 @@ class Execution:
         out_memory: Memory | None,
         factor: Number | None,
         call: int | None,
+        scratch: Memory | None = None,
     ) -> None:
         self.bound = bound
         self.call = number if call is None else call
@@ -67,12 +68,11 @@ class Execution:
         self._executor = executor
         self._factor = factor
         self._communicators = executor.twins
-        self._scratch = executor.scratch.borrow(bound.scratch_nbytes, self._kind) if bound.scratch_nbytes else None
-        scratch = None
-        if self._scratch is not None:
-            scratch = Memory(
-                self._scratch.address, bound.program.scratch_count, bound.dtype, self._kind, self._scratch.owner
-            )
+        if scratch is None and bound.scratch_nbytes:
+            scratch = executor.scratch.borrow(bound.scratch_nbytes, self._kind)
+        self._scratch = scratch
+        if scratch is not None:
+            scratch = Memory(scratch.address, bound.program.scratch_count, bound.dtype, self._kind, scratch.owner)
         self._memories = {Buffer.IN: in_memory, Buffer.OUT: out_memory, Buffer.SCRATCH: scratch}
         self._waiting = list(bound.waits)
         self._ready = list(bound.roots)

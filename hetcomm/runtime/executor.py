@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 
 from hetcomm.devices import Devices
+from hetcomm.runtime.arguments import Call
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.execution import Execution
 from hetcomm.runtime.native import NativeExecution, fits, script_of
@@ -19,7 +20,7 @@ from hetcomm.runtime.scratch import ScratchPool, kind_of
 from hetcomm.runtime.streams import Ordering
 from hetcomm.schedule.steps import CommId, Program
 from hetcomm.schedule.timeline import Span
-from hetcomm.transport.base import Script, Transport
+from hetcomm.transport.base import Script, ScriptRun, Transport
 from hetcomm.types import Memory, MemoryKind, Number
 from hetcomm.vendors.base import VendorCommunicator
 
@@ -128,7 +129,7 @@ class Executor:
         if kind is not MemoryKind.HOST:
             queue = self.open(kind)
             execution = QueuedExecution(self, bound, number, in_memory, out_memory, factor, call, queue, order)
-        elif (script := self._script(bound)) is not None and fits(bound, in_memory, out_memory):
+        elif (script := self.script(bound)) is not None and fits(bound, in_memory, out_memory):
             execution = NativeExecution(self, bound, script, number, in_memory, out_memory, factor, call)
         else:
             execution = Execution(self, bound, number, in_memory, out_memory, factor, call)
@@ -138,7 +139,18 @@ class Executor:
         execution.test()
         return execution
 
-    def _script(self, bound: BoundProgram) -> Script | None:
+    def resume(
+        self, bound: BoundProgram, number: int, call: Call, run: ScriptRun, of_call: int, scratch: Memory | None
+    ) -> Execution:
+        """Go on with a run of the script of a program that began elsewhere, on `scratch`; the rest as for `run`."""
+        assert bound.script is not None  # or it could not have begun
+        execution = NativeExecution(
+            self, bound, bound.script, number, call.in_memory, call.out_memory, None, of_call, run, scratch
+        )
+        self._live.add(execution)
+        return execution
+
+    def script(self, bound: BoundProgram) -> Script | None:
         """`bound` as a script of the transport, if it takes one now; scripts record no spans."""
         if bound.vendor_calls or self.spans is not None:
             return None

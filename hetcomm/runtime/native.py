@@ -80,7 +80,7 @@ def _kind(dtype: DataType) -> str:
 
 
 class NativeExecution(Execution):
-    """One run of a script."""
+    """One run of a script; with `run` it goes on with one that has begun, on `scratch`."""
 
     def __init__(
         self,
@@ -92,10 +92,15 @@ class NativeExecution(Execution):
         out_memory: Memory | None,
         factor: Number | None,
         call: int | None,
+        run: ScriptRun | None = None,
+        scratch: Memory | None = None,
     ) -> None:
-        super().__init__(executor, bound, number, in_memory, out_memory, factor, call)
-        source, target, scratch = (0 if each is None else each.address for each in self._memories.values())
-        self._run: ScriptRun = script.start(source, target, scratch, self._tag, self._run_step)
+        super().__init__(executor, bound, number, in_memory, out_memory, factor, call, scratch)
+        if run is not None:
+            self._run: ScriptRun = run
+            return
+        source, target, spare = (0 if each is None else each.address for each in self._memories.values())
+        self._run = script.start(source, target, spare, self._tag, self._run_step)
 
     def test(self) -> bool:
         """Move it along; whether all is done. Errors as for every run."""

@@ -36,6 +36,7 @@ class Plan:
     """What a call runs.
 
     Attributes:
+        name: What was called.
         collective: What was planned; kept so that its identity stays its own.
         program: This rank's part.
         bound: The same, ready to run.
@@ -45,6 +46,7 @@ class Plan:
         weight: Numbers of runs it takes: its own, or where it has more, those of its vendor calls.
     """
 
+    name: str
     collective: Collective
     program: Program
     bound: BoundProgram
@@ -126,6 +128,7 @@ class Plans:
             self._check_device(program, memory)
         bound = self._executor.bind(program, memory)
         return Plan(
+            name,
             collective,
             program,
             bound,
@@ -155,17 +158,20 @@ class Plans:
         return imported.program
 
     def _inlined(self, program: Program, tuning: Tuning) -> Program:
-        """The program with its vendor calls written out, where the tuning says so.
+        """The program with its vendor calls written out, where the tuning says so, and always those of hetcomm's own
+        vendor, which are messages anyway.
 
         That is the same for all ranks of a cluster: it follows from the collective and the vendor.
         """
         collective, topology = program.collective, self._topology
-        nbytes = collective.total * collective.dtype.itemsize
-        if nbytes > tuning.inline_bytes or len(topology.clusters) == 1:
-            return program
-        if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
-            return program
-        return inline(program, topology.communicators_of(topology.cluster_of(self._rank)))
+        cluster = topology.cluster_of(self._rank)
+        if cluster.vendor != "ucx":
+            nbytes = collective.total * collective.dtype.itemsize
+            if nbytes > tuning.inline_bytes or len(topology.clusters) == 1:
+                return program
+            if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
+                return program
+        return inline(program, topology.communicators_of(cluster))
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]

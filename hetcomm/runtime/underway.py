@@ -29,8 +29,7 @@ class UnderWay:
         rank: This process's number.
         agreement: See there.
         unusable: Whether the communicator is closed or broken.
-        detour: Whether that is so, or calls are being grouped: no short way may be taken.
-        calls: Collective calls completed.
+        ledger: Counts; and whether no short way may be taken.
         pending: Works that are submitted and have not begun, in order.
         unraised: What went wrong with a call that nobody waits for, and is for the next call.
         unposted: Messages whose arrays a device is still working on, in order, and those behind them.
@@ -39,8 +38,8 @@ class UnderWay:
     def __init__(self, parts: Parts) -> None:
         self.rank = parts.group.rank
         self.agreement = parts.agreement
-        self.unusable = self.detour = False
-        self.calls = 0
+        self.ledger = parts.ledger
+        self.unusable = self.ledger.detour = False
         self.pending: deque[Work] = deque()
         self.unposted: deque[Work] = deque()
         self._background: deque[Work] = deque()  # those that the pump moves
@@ -90,7 +89,7 @@ class UnderWay:
             if not ticket.works:
                 self.agreement.over(ticket)
         if error is None:
-            self.calls += work.counts
+            self.ledger.calls += work.counts
 
     def entomb(self, *owners: object) -> None:
         """Keep alive what the transport would not let go of."""
@@ -181,7 +180,8 @@ class UnderWay:
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
-        self.unusable = self.detour = self._halted = True
+        self.unusable = self.ledger.detour = self._halted = True
+        self._settle_express()
         works = [work for work in (*self._background, *self.pending) if not work.over]
         if self._current is not None and not self._current.over and self._current not in works:
             works.append(self._current)
@@ -190,6 +190,10 @@ class UnderWay:
             if work.order is not None:
                 work.order.release()
         self._parts.abort_executions()
+
+    def _settle_express(self) -> None:
+        """Let what the express way has under way become works."""
+        raise NotImplementedError
 
     def _unusable_error(self) -> TransportError:
         return TransportError(

@@ -42,11 +42,13 @@ class Mover(Protocol):
 
     Attributes:
         lock: The pump's.
-        detour: Whether messages may not take the short way to the transport, which takes no lock.
     """
 
     lock: AbstractContextManager[Any]
-    detour: bool
+
+    def detour(self) -> None:
+        """From now on no short way may be taken, which takes no lock."""
+        ...
 
     def advance(self) -> None:
         """Move the calls that nobody waits for."""
@@ -91,7 +93,8 @@ class Pump:
         """Keep the vendors of a communicator moving from now on."""
         self._movers += (mover,)
         mover.lock = self.lock
-        mover.detour = mover.detour or self.threaded
+        if self.threaded:
+            mover.detour()
 
     def remove(self, mover: Mover) -> None:
         """It is aborted or closed."""
@@ -133,7 +136,7 @@ class Pump:
         self.query = query
         for mover in self._movers:
             mover.lock = lock
-            mover.detour = True
+            mover.detour()
 
     def watch(self, seconds: float) -> bool:
         """Wait in the transport, without the GIL, until something happens; whether something did."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hetcomm._ext.ucp import Ledger
 from hetcomm.errors import HetcommError
 from hetcomm.runtime.agreement import Agreement
 from hetcomm.runtime.bootstrap import JobGroup
@@ -37,6 +38,7 @@ class Parts:
         communicators: The vendors' communicators this rank is in.
         twins: The same for host memory: those of the built-in vendor where this rank's takes none.
         executors: Its own, then those of its `ucx` vendor communicators.
+        ledger: Counts its calls.
         agreement, mailbox, plans: See there.
     """
 
@@ -49,6 +51,7 @@ class Parts:
     twins: dict[CommId, VendorCommunicator]
     executors: tuple[Executor, ...]
     mailbox: Mailbox
+    ledger: Ledger
     agreement: Agreement
     plans: Plans
 
@@ -121,6 +124,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.close()
         raise
     mailbox = Mailbox(job.transport, peers, group.rank, context)
+    ledger = Ledger()
     return Parts(
         job,
         group,
@@ -131,6 +135,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         twins,
         tuple(executors),
         mailbox,
-        Agreement(job.pump, mailbox),
+        ledger,
+        Agreement(job.pump, mailbox, ledger),
         Plans(topology, group.rank, executor, vendors, job.calibration),
     )

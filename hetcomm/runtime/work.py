@@ -201,6 +201,11 @@ class CollectiveWork(Work):
             self.order.exit = operation.exit
         return True
 
+    def resume(self, operation: Operation | None) -> None:
+        """It was begun without this object, by `operation`."""
+        self.submitted = self.begun = True
+        self._operation = operation
+
     def advance(self) -> bool:
         """Move it along."""
         operation, plan = self._operation, self._plan
