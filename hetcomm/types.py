@@ -205,6 +205,9 @@ class Config:
         ucx_home: `HETCOMM_UCX_HOME`: prefix of the UCX to load if none is loaded yet; it wins over an installed wheel.
         timeout: `HETCOMM_TIMEOUT`: seconds any wait may take, 300 unless set.
         calibration: `HETCOMM_CALIBRATION`: path of a calibration, by which plans are chosen; that of rank 0 counts.
+        inline_bytes: `HETCOMM_INLINE_BYTES`: calls of vendors that take host memory are written out as messages in
+            clusters whose number of ranks, times the bytes of the vector, is at most this; 0: never. 4 MiB unless set;
+            that of rank 0 counts, and a calibration overrides it.
         bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
     """
 
@@ -215,13 +218,14 @@ class Config:
     timeout: float = 300.0
     bootstrap: str | None = None
     calibration: str | None = None
+    inline_bytes: int | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
         """The configuration the environment asks for.
 
         Raises:
-            UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds.
+            UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds, or `HETCOMM_INLINE_BYTES` no number.
         """
         env = os.environ if environ is None else environ
         text = env.get("HETCOMM_TIMEOUT", "300")
@@ -234,7 +238,13 @@ class Config:
                 f"HETCOMM_TIMEOUT={text!r} is not a time",
                 remedy="Set a positive number of seconds, or unset it for 300.",
             )
+        most = env.get("HETCOMM_INLINE_BYTES") or None
+        if most is not None and not (most.isascii() and most.isdecimal()):
+            raise UsageError(
+                f"HETCOMM_INLINE_BYTES={most!r} is no number of bytes", remedy="Set a number like 0 or 1048576."
+            )
         return cls(
+            inline_bytes=None if most is None else int(most),
             vendor=env.get("HETCOMM_VENDOR") or None,
             cluster=env.get("HETCOMM_CLUSTER") or None,
             topology=env.get("HETCOMM_TOPOLOGY") or None,

@@ -21,6 +21,7 @@ from hetcomm.runtime.tags import Contexts, contexts_on
 from hetcomm.runtime.waiting import Pump
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
+from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.transport.base import Transport
 from hetcomm.types import Config
 
@@ -46,6 +47,7 @@ class Job:
         contexts: See `hetcomm.runtime.tags`.
         pump: Keeps the transport, calls in the background and all vendors' communicators moving.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
+        rules: By which they are chosen otherwise, the same on all ranks.
         devices: Those that arrays have been on so far.
     """
 
@@ -56,6 +58,7 @@ class Job:
     contexts: Contexts
     pump: Pump
     calibration: Calibration | None = None
+    rules: Tuning = RULES
     devices: Devices = field(default_factory=Devices)
     _thread: ProgressThread | None = None
 
@@ -111,7 +114,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
             transport.connect(peer, said.address)
         _greet(transport, statements, group, config)
         found = given if given is not None else detect.build_topology(statements)
-        calibration = _agree_on_calibration(config, group)
+        calibration, rules = _agree_on_plans(config, group)
     except BaseException:
         if transport is not None:
             transport.close()
@@ -119,7 +122,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
     pump = Pump(transport)
     transport.companion = pump.progress_vendors  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
-    return Job(config, transport, group, found, contexts, pump, calibration)
+    return Job(config, transport, group, found, contexts, pump, calibration, rules)
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
@@ -142,21 +145,23 @@ def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
         )
 
 
-def _agree_on_calibration(config: Config, group: JobGroup) -> Calibration | None:
-    """The calibration that rank 0 names, on every rank.
+def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None, Tuning]:
+    """The calibration that rank 0 names and the rules that it sets, on every rank.
 
     Raises:
-        UsageError: On every rank, if rank 0 cannot read it.
+        UsageError: On every rank, if rank 0 cannot read the calibration.
     """
     said = b""
     failure: HetcommError | None = None
-    if group.rank == 0 and config.calibration is not None:
+    if group.rank == 0:
         try:
-            said = json.dumps(Calibration.load(config.calibration).to_json()).encode()
+            calibration = None if config.calibration is None else Calibration.load(config.calibration).to_json()
+            said = json.dumps([calibration, config.inline_bytes]).encode()
         except HetcommError as error:
             failure = error
-    text = detect.exchange(group, said, failure, "reading the calibration")[0]
-    return Calibration.from_json(json.loads(text)) if text else None
+    found, inline_bytes = json.loads(detect.exchange(group, said, failure, "reading the calibration")[0])
+    rules = RULES if inline_bytes is None else replace(RULES, inline_bytes=inline_bytes)
+    return None if found is None else Calibration.from_json(found), rules
 
 
 def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:

@@ -66,8 +66,10 @@ class Plans:
         executor: Executor,
         vendors: Mapping[CommId, Vendor],
         calibration: Calibration | None = None,
+        rules: Tuning = RULES,
     ) -> None:
         self.made = 0
+        self._rules = rules
         self._topology = topology
         self._rank = rank
         self._executor = executor
@@ -79,7 +81,7 @@ class Plans:
     def tuning(self, collective: Collective) -> Tuning:
         """What the planners turn on for a collective: by the calibration, or the rules."""
         if self._calibration is None or len(self._topology.clusters) == 1:
-            return RULES
+            return self._rules
         return best(collective.agreed(), self._topology, self._calibration)
 
     def examine(self, schedule: Schedule | str | PathLike[str]) -> Imported:
@@ -167,7 +169,7 @@ class Plans:
         cluster = topology.cluster_of(self._rank)
         if cluster.vendor != "ucx":
             nbytes = collective.total * collective.dtype.itemsize
-            if nbytes > tuning.inline_bytes or len(topology.clusters) == 1:
+            if not tuning.is_inlined(nbytes, len(cluster)):
                 return program
             if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
                 return program

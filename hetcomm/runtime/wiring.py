@@ -137,5 +137,5 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         mailbox,
         ledger,
         Agreement(job.pump, mailbox, ledger),
-        Plans(topology, group.rank, executor, vendors, job.calibration),
+        Plans(topology, group.rank, executor, vendors, job.calibration, job.rules),
     )

@@ -95,8 +95,10 @@ def of_plan(
     nbytes = collective.total * collective.dtype.itemsize
     chunks = 1 if tuning.is_small(nbytes) else tuning.chunks(nbytes, len(topology.clusters))
     found = [select.plan.__wrapped__(collective, topology, rank, tuning) for rank in _speakers(topology)]
-    if nbytes <= tuning.inline_bytes:
-        found = [inline(program, topology.communicators_of(topology.cluster_of(program.rank))) for program in found]
+    for index, program in enumerate(found):
+        cluster = topology.cluster_of(program.rank)
+        if tuning.is_inlined(nbytes, len(cluster)):
+            found[index] = inline(program, topology.communicators_of(cluster))
     prices = [(of_program(program, topology, calibration, chunks), program) for program in found]
     return max(prices, key=lambda priced: priced[0].seconds)
 
@@ -118,15 +120,16 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
         adding.append(True)
     for locally in adding:
         end = ", border ranks add by themselves" if locally else ""
-        yield f"fewest steps{end}", Tuning(few_steps_bytes=nbytes, local_reduction=locally)
+        yield f"fewest steps{end}", Tuning(few_steps_bytes=nbytes, inline_bytes=0, local_reduction=locally)
         if nbytes <= _INLINED:
-            yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=nbytes, local_reduction=locally)
+            most = nbytes * max(map(len, topology.clusters))
+            yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=most, local_reduction=locally)
         for chunks in _CHUNKS:
             name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
             size = -(-nbytes // chunks)
             yield (
                 f"{name}{end}",
-                Tuning(few_steps_bytes=0, chunk_bytes=size, max_chunks=chunks, local_reduction=locally),
+                Tuning(0, size, chunks, inline_bytes=0, local_reduction=locally),
             )
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from hetcomm.errors import TopologyError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Schedule, VendorCall
-from hetcomm.topology import bounds, cascade, circulant, exchange, hierarchical, home
+from hetcomm.topology import bounds, cascade, circulant, exchange, hierarchical, home, mutual
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
 
@@ -37,6 +37,8 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
             return circulant.plan(collective, topology, rank)
         if cascade.fits(collective, topology):
             return cascade.plan(collective, topology, rank)
+    if mutual.fits(collective, topology, tuning):
+        return mutual.plan(collective, topology, rank)
     return hierarchical.plan(collective, topology, rank, tuning)
 
 

@@ -33,8 +33,8 @@ class Tuning:
             that is not overlapped.
         many_clusters: With more of them the number of steps of a rank must not grow with the clusters.
         many_border_ranks: The same, of all clusters together.
-        inline_bytes: The longest vector for which calls of vendors that take host memory are written out as messages,
-            in jobs of several clusters. Without a calibration that says so, none is.
+        inline_bytes: Calls of vendors that take host memory are written out as messages in clusters whose number of
+            ranks, times the bytes of the vector, is at most this: messages that run in C cost less there than calls.
         local_reduction: Border ranks with equal uplinks add up the partials of other clusters by themselves, in place
             of their vendor. Without a calibration that says so, the vendor adds.
 
@@ -48,7 +48,7 @@ class Tuning:
     many_clusters: int = 32
     many_border_ranks: int = 256
     local_reduction: bool = False
-    inline_bytes: int = 0
+    inline_bytes: int = 4 << 20  # 1 MiB in a cluster of four ranks
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -61,6 +61,10 @@ class Tuning:
         ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} {getattr(self, name)} of a tuning is less than {least}")
+
+    def is_inlined(self, nbytes: int, nranks: int) -> bool:
+        """Whether calls for a vector are written out in a cluster of so many ranks."""
+        return nbytes * nranks <= self.inline_bytes
 
     def is_small(self, nbytes: int) -> bool:
         """Whether the fewest steps count."""
