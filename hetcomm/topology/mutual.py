@@ -27,7 +27,7 @@ def fits(collective: Collective, topology: Topology, tuning: Tuning) -> bool:
     return (
         collective.kind is CollectiveKind.ALL_REDUCE
         and len(clusters) == 2
-        and 0 < nbytes
+        and nbytes > 0
         and tuning.is_small(nbytes)
         and tuning.is_inlined(nbytes, max(map(len, clusters)))
         and all(
