@@ -12,6 +12,7 @@ __all__ = ["SHARED", "Express", "Ledger", "Peer", "Registration", "Request", "St
 SHARED: bytes
 
 def resolve(path: str) -> tuple[int, int, int]: ...
+def _run_loop(dtype: str, what: str, dst: int, src: int, count: int, value: bytes, plain: bool) -> None: ...
 
 @final
 class Peer:
@@ -91,9 +92,7 @@ class Standing:
 @final
 class Script:
     def __init__(self, *args: object, **kwargs: object) -> None: ...
-    def start(
-        self, in_address: int, out_address: int, scratch_address: int, tag: int, call: Callable[[int], object]
-    ) -> Run: ...
+    def start(self, in_address: int, out_address: int, scratch_address: int, tag: int, factor: bytes) -> Run: ...
 
 @final
 class Run:

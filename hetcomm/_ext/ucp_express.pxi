@@ -186,7 +186,7 @@ cdef class Express:
             lesson.start = plan.direct.start
             lesson.collective, lesson.dtype = plan.collective, bound.dtype
             lesson.memories = [None, None]
-        elif bound.script is not None and not (<Script?>bound.script).calls:
+        elif bound.script is not None and not (<Script?>bound.script).scales:
             lesson.script, lesson.scratch_nbytes = bound.script, bound.scratch_nbytes
         else:
             return None

@@ -1,16 +1,17 @@
 # Programs of messages and local work that run without Python: what `hetcomm.runtime.binding` has derived, as C.
 
-cdef extern from "ucp_combine.h" nogil:
-    ctypedef void (*Combine "hetcomm_combine")(void* dst, const void* src, size_t count)
-    Combine combine_for "hetcomm_combine_for" (char kind, int size, int op)
+cdef extern from "ucp_local.h" nogil:
+    ctypedef void (*Loop "hetcomm_loop")(void* dst, const void* src, size_t count, const void* value)
+    Loop loop_for "hetcomm_loop_for" (const char* dtype, const char* what, int plain)
 
 cdef enum:
-    DO_SEND, DO_RECV, DO_COPY, DO_COMBINE, DO_CALL
+    DO_SEND, DO_RECV, DO_COPY, DO_LOOP
     NBUFFERS = 3
+    WIDEST = 16        # bytes of an element
     PATIENCE = 200     # turns that one `Run.test(True)` takes before it comes back to Python
 
 cdef enum:
-    RUN_DONE, RUN_WAITS, RUN_CALLS, RUN_FAILED
+    RUN_DONE, RUN_WAITS, RUN_FAILED
 
 
 cdef struct Op:
@@ -23,7 +24,9 @@ cdef struct Op:
     size_t count
     ucp_tag_t tag
     int peer             # in `Script.peers`
-    Combine combine
+    Loop loop
+    bint scales          # by the factor of the run,
+    char[WIDEST] value   # else with this
     int first_start      # in `Script.unlocks`: steps that wait until this one is started,
     int nstarts
     int first_end        # and until it is complete
@@ -46,7 +49,7 @@ cdef class Script:
     cdef Op* ops
     cdef int* unlocks
     cdef int nops
-    cdef bint calls      # whether some steps are not native
+    cdef bint scales     # whether some steps multiply by the factor of the run
     cdef list spare      # runs that are over
 
     def __cinit__(self):
@@ -61,10 +64,10 @@ cdef class Script:
         free(self.ops)
         free(self.unlocks)
 
-    def start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag, object call):
-        """Begin a run on three buffers; `call(index)` does the steps that are not native. Nothing has been started."""
+    def start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag, bytes factor):
+        """Begin a run on three buffers; `factor` is the element that is multiplied by. Nothing has been started."""
         cdef Run run = self._start(in_address, out_address, scratch_address, tag)
-        run.call = call
+        _put(run.factor, factor)
         return run
 
     cdef Run _start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag):
@@ -102,11 +105,10 @@ cdef class Run:
     cdef Engine engine
     cdef size_t[NBUFFERS] buffers
     cdef ucp_tag_t tag
-    cdef object call
+    cdef char[WIDEST] factor
     cdef int left
     cdef int nready
     cdef int nactive
-    cdef int called      # the step that Python is to do
     cdef unsigned int failures
     cdef int* waits
     cdef int* ready
@@ -148,18 +150,12 @@ cdef class Run:
             with nogil:
                 state = self._turns(PATIENCE if patient else 1)
             worker._busy = False
-            if state == RUN_CALLS:
-                self.call(self.called)
-                self._complete(self.called)
-            elif state == RUN_FAILED:
-                self._raise()
-            else:
-                break
-        return state == RUN_DONE
+            if state != RUN_FAILED:
+                return state == RUN_DONE
+            self._raise()
 
     def release(self):
         """It is done: let another run have what it consists of."""
-        self.call = None
         self.script.spare.append(self)
 
     def under_way(self):
@@ -171,7 +167,6 @@ cdef class Run:
         cdef int index
         requests = [self._request(self.active[index].op, self.active[index].handle) for index in range(self.nactive)]
         self.nactive = self.nready = 0
-        self.call = None
         return requests
 
     cdef Request _request(self, int index, void* handle):
@@ -287,16 +282,12 @@ cdef class Run:
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
         cdef void* handle
-        if op.kind == DO_CALL:
-            self._started(index)
-            self.called = index
-            return RUN_CALLS
+        cdef void* dst = <char*>self.buffers[op.buffer] + op.offset
+        cdef void* src = <char*>self.buffers[op.other] + op.other_offset
         if op.kind == DO_COPY:
-            memmove(
-                <char*>self.buffers[op.buffer] + op.offset, <char*>self.buffers[op.other] + op.other_offset, op.nbytes)
-        elif op.kind == DO_COMBINE:
-            op.combine(
-                <char*>self.buffers[op.buffer] + op.offset, <char*>self.buffers[op.other] + op.other_offset, op.count)
+            memmove(dst, src, op.nbytes)
+        elif op.kind == DO_LOOP:
+            op.loop(dst, src, op.count, <void*>self.factor if op.scales else <void*>op.value)
         elif op.nbytes:
             param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
             param.memory_type = UCS_MEMORY_TYPE_HOST
@@ -350,12 +341,32 @@ cdef class Run:
             self.nready += 1
 
 
+cdef int _put(char* place, bytes value) except -1:
+    """Copy the bytes of an element to where there is room for the widest."""
+    memmove(place, <const char*>value, min(<size_t>len(value), <size_t>WIDEST))
+    return 0
+
+
+cdef Loop _loop(str dtype, str what, bint plain) except NULL:
+    cdef Loop found = loop_for(dtype.encode(), what.encode(), plain)
+    if found == NULL:
+        raise ValueError(f"no elements of type {dtype!r} can do {what!r}")
+    return found
+
+
+def _run_loop(str dtype, str what, size_t dst, size_t src, size_t count, bytes value, bint plain):
+    """One local step on its own, for tests and measurements; `plain` chooses the loop of every processor."""
+    cdef char[WIDEST] constant
+    _put(constant, value)
+    _loop(dtype, what, plain)(<void*>dst, <const void*>src, count, constant)
+
+
 cdef Script _script(Worker worker, list steps):
     """See `Worker.script`."""
     cdef Script made = Script.__new__(Script)
     cdef Op* op
     cdef int index, place = 0
-    kinds = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY, "combine": DO_COMBINE, "call": DO_CALL}
+    kinds = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY}
     made.worker = worker
     made.nops = len(steps)
     made.ops = <Op*>calloc(made.nops + 1, sizeof(Op))
@@ -365,7 +376,7 @@ cdef Script _script(Worker worker, list steps):
         raise MemoryError()
     for index, step in enumerate(steps):
         op = &made.ops[index]
-        op.kind = kinds[step["do"]]
+        op.kind = kinds.get(step["do"], DO_LOOP)
         op.buffer, op.offset = step.get("at", (0, 0))
         op.other, op.other_offset = step.get("source", (0, 0))
         op.nbytes = step.get("nbytes", 0)
@@ -376,14 +387,12 @@ cdef Script _script(Worker worker, list steps):
             if peer not in made.peers:
                 made.peers.append(peer)
             op.peer = made.peers.index(peer)
-        elif op.kind == DO_COMBINE:
-            kind, size, number = step["combine"]
-            op.combine = combine_for(ord(kind), size, number)
-            if op.combine == NULL:
-                op.kind = DO_CALL
-            else:
-                op.count = op.nbytes // <size_t>size
-        made.calls |= op.kind == DO_CALL
+        elif op.kind == DO_LOOP:
+            op.loop = _loop(step["dtype"], step["do"], False)
+            op.count = step["count"]
+            op.scales = step["do"] == "multiply"
+            made.scales |= op.scales
+            _put(op.value, step.get("value", b""))
         op.first_start = place
         op.nstarts = len(step["starts"])
         for each in step["starts"]:

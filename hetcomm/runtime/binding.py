@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hetcomm.errors import UsageError
 from hetcomm.runtime import tags
 from hetcomm.schedule.dataflow import dependencies
-from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Send, Step, VendorCall
+from hetcomm.schedule.steps import Buffer, CommId, Copy, Program, Recv, Scale, Send, Step, VendorCall
 from hetcomm.schedule.timeline import label
 from hetcomm.transport.base import Script
 
@@ -73,6 +73,7 @@ class BoundProgram:
         vendor_calls: How many of its steps are a vendor's.
         queues: Whether any of its steps is queued.
         ends: Where the slices of its steps end at most, in each buffer.
+        scales: Whether any of its steps multiplies by the factor of the run.
         script: The same as a script of the transport, or None; `tried` says whether that has been looked at.
     """
 
@@ -130,6 +131,7 @@ class BoundProgram:
             for index, step in enumerate(program.steps)
         )
         self.vendor_calls = sum(step.is_call for step in self.steps)
+        self.scales = any(isinstance(step, Copy) and step.scale is Scale.FACTOR for step in program.steps)
         self.ends = dict.fromkeys(Buffer, 0)
         for step in program.steps:
             for name in ("src", "dst"):

@@ -22,7 +22,7 @@ from hetcomm.errors import UsageError
 from hetcomm.runtime import dlpack
 from hetcomm.types import DataType, Memory, MemoryKind
 
-__all__ = ["carried", "memory", "overlap", "view"]
+__all__ = ["carried", "memory", "numpy_type", "overlap", "view"]
 
 _SUPPORTED = ", ".join(dtype.value for dtype in DataType)
 _CONTIGUOUS = "Pass numpy.ascontiguousarray(array), or the array library's equivalent."
@@ -62,9 +62,14 @@ def memory(array: Any, *, argument: str, rank: int, writable: bool) -> Memory:
     return _foreign(array, argument, rank, writable)
 
 
+def numpy_type(dtype: DataType) -> Any:
+    """NumPy's type object; bfloat16 is that of `ml_dtypes`."""
+    return _TO_NUMPY.get(dtype) or _bfloat16()
+
+
 def view(memory: Memory) -> Any:
     """A NumPy array on host memory; it does not keep the memory alive."""
-    dtype = _TO_NUMPY.get(memory.dtype) or _bfloat16()
+    dtype = numpy_type(memory.dtype)
     if memory.count == 0:
         return numpy.empty(0, dtype)
     raw: Any = (ctypes.c_char * memory.nbytes).from_address(memory.address)

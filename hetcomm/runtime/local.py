@@ -11,10 +11,10 @@ from typing import Any
 import numpy
 
 from hetcomm.errors import UsageError
-from hetcomm.runtime.buffers import view
+from hetcomm.runtime.buffers import numpy_type, view
 from hetcomm.types import DataType, Memory, Number, ReduceKind, identity
 
-__all__ = ["average", "check_factor", "copy", "fill", "multiply", "reduce"]
+__all__ = ["average", "check_factor", "copy", "element", "fill", "multiply", "reduce"]
 
 _UFUNCS: dict[ReduceKind, Any] = {
     ReduceKind.SUM: numpy.add,
@@ -45,13 +45,17 @@ def multiply(src: Memory, dst: Memory, factor: Number) -> None:
     """`dst = src * factor`, in the element type; `check_factor` has accepted the factor."""
     source, target = view(src), view(dst)
     with numpy.errstate(all="ignore"):
-        if src.dtype.is_integer:
-            bits = 8 * src.dtype.itemsize
-            wrapped = int(factor.real) & (1 << bits) - 1  # two's complement, whatever the sign
-            scale = numpy.array([wrapped], f"uint{bits}").view(source.dtype)
-        else:
-            scale = numpy.array([factor], "complex128" if src.dtype.is_complex else "float64").astype(source.dtype)
-        numpy.multiply(source, scale, out=target)
+        numpy.multiply(source, element(factor, src.dtype), out=target)
+
+
+def element(value: Number, dtype: DataType) -> Any:
+    """An array of one element: `value` in the element type. Integers wrap around, floats overflow to infinity."""
+    if dtype.is_integer:
+        bits = 8 * dtype.itemsize
+        wrapped = int(value.real) & (1 << bits) - 1  # two's complement, whatever the sign
+        return numpy.array([wrapped], f"uint{bits}").view(numpy_type(dtype))
+    with numpy.errstate(all="ignore"):
+        return numpy.array([value], "complex128" if dtype.is_complex else "float64").astype(numpy_type(dtype))
 
 
 def average(src: Memory, dst: Memory, nranks: int) -> None:

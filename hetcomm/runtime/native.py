@@ -1,19 +1,20 @@
 """One run of a program on host memory that the transport's binding runs without Python.
 
 Programs of messages and local work, with no vendor call, are handed to the transport as a script: the same order as
-`hetcomm.runtime.binding` derives for `hetcomm.runtime.execution`, and the same values, at a tenth of the cost. What
-the script cannot do itself it calls back for.
+`hetcomm.runtime.binding` derives for `hetcomm.runtime.execution`, and the same values, at a tenth of the cost.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.execution import Execution, collect, listed
-from hetcomm.schedule.steps import Buffer, Copy, Recv, Reduce, Send, Slice
+from hetcomm.runtime.local import element
+from hetcomm.schedule.steps import Buffer, Copy, Fill, Recv, Reduce, Scale, Send, Slice
 from hetcomm.transport.base import Script, ScriptRun, Transport
-from hetcomm.types import DataType, Memory, Number, ReduceKind
+from hetcomm.types import Memory, Number, identity
 
 if TYPE_CHECKING:
     from hetcomm.runtime.executor import Executor
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["NativeExecution", "fits", "script_of"]
 
 _BUFFERS = {Buffer.IN: 0, Buffer.OUT: 1, Buffer.SCRATCH: 2}
-_OPS = {ReduceKind.SUM: 0, ReduceKind.PROD: 1, ReduceKind.MIN: 2, ReduceKind.MAX: 3}
 
 
 def script_of(bound: BoundProgram, transport: Transport, peers: Any) -> Script | None:
@@ -42,15 +42,13 @@ def fits(bound: BoundProgram, in_memory: Memory | None, out_memory: Memory | Non
 
 
 def _described(bound: BoundProgram, index: int, peers: Any) -> dict[str, object]:
-    """One step, as the binding takes it."""
+    """One step, as the binding takes it: places and lengths of messages and copies in bytes, other lengths in elements.
+
+    What a local step needs beside its arrays is its `value`: the number of ranks of an average, or an element.
+    """
     one = bound.steps[index]
-    step, size = one.step, bound.dtype.itemsize
-    said: dict[str, object] = {
-        "do": "call",
-        "waits": bound.waits[index],
-        "starts": one.start_unlocks,
-        "ends": one.end_unlocks,
-    }
+    step, dtype = one.step, bound.dtype
+    said: dict[str, object] = {"waits": bound.waits[index], "starts": one.start_unlocks, "ends": one.end_unlocks}
     if isinstance(step, (Send, Recv)):
         said["do"] = "send" if isinstance(step, Send) else "recv"
         said |= {
@@ -59,24 +57,26 @@ def _described(bound: BoundProgram, index: int, peers: Any) -> dict[str, object]
             "tag": one.tag,
             "peer": peers[one.peer],
         }
-    elif isinstance(step, Copy) and step.scale is None:
-        said |= {"do": "copy", "at": _place(step.dst, size), "source": _place(step.src, size)}
-        said["nbytes"] = step.dst.count * size
-    elif isinstance(step, Reduce) and (kind := _kind(bound.dtype)):
-        said |= {"do": "combine", "at": _place(step.dst, size), "source": _place(step.src, size)}
-        said |= {"nbytes": step.dst.count * size, "combine": (kind, size, _OPS[step.op])}
+        return said
+    assert isinstance(step, (Copy, Fill, Reduce))  # programs with vendor calls do not come here
+    said |= {"at": _place(step.dst, dtype.itemsize), "count": step.dst.count, "dtype": dtype.value}
+    if isinstance(step, Fill):
+        said |= {"do": "fill", "value": element(identity(step.op, dtype), dtype).tobytes()}
+        return said
+    said["source"] = _place(step.src, dtype.itemsize)
+    if isinstance(step, Reduce):
+        said["do"] = step.op.value
+    elif step.scale is Scale.FACTOR:
+        said["do"] = "multiply"
+    elif step.scale is Scale.AVERAGE:
+        said |= {"do": "average", "value": bound.program.collective.nranks.to_bytes(8, sys.byteorder)}
+    else:
+        said |= {"do": "copy", "nbytes": 0 if step.src == step.dst else step.dst.count * dtype.itemsize}
     return said
 
 
 def _place(slice_: Slice, size: int) -> tuple[int, int]:
     return _BUFFERS[slice_.buffer], slice_.offset * size
-
-
-def _kind(dtype: DataType) -> str:
-    """What the binding calls a type that it adds itself; '' for others."""
-    if dtype.is_integer:
-        return "i" if dtype.is_signed else "u"
-    return "f" if dtype in (DataType.FLOAT32, DataType.FLOAT64) else ""
 
 
 class NativeExecution(Execution):
@@ -95,12 +95,13 @@ class NativeExecution(Execution):
         run: ScriptRun | None = None,
         scratch: Memory | None = None,
     ) -> None:
+        multiplier = element(1 if factor is None else factor, bound.dtype).tobytes() if bound.scales else b""
         super().__init__(executor, bound, number, in_memory, out_memory, factor, call, scratch)
         if run is not None:
             self._run: ScriptRun = run
             return
         source, target, spare = (0 if each is None else each.address for each in self._memories.values())
-        self._run = script.start(source, target, spare, self._tag, self._run_step)
+        self._run = script.start(source, target, spare, self._tag, multiplier)
 
     def test(self) -> bool:
         """Move it along; whether all is done. Errors as for every run."""
@@ -149,7 +150,3 @@ class NativeExecution(Execution):
         """The first of the steps under way."""
         active = [] if self._over else self._run.under_way()
         return self.bound.label(active[0]) if active else None
-
-    def _run_step(self, index: int) -> None:
-        step: Any = self.bound.steps[index].step
-        self._run_local(step)

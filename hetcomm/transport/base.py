@@ -7,7 +7,7 @@ nonblocking: an operation returns a `Request`, and time passes only in `Transpor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from hetcomm.types import MemoryKind
@@ -71,10 +71,8 @@ class ScriptRun(Protocol):
 class Script(Protocol):
     """A program of messages and local work that a transport runs by itself, if it has the method `script`."""
 
-    def start(
-        self, in_address: int, out_address: int, scratch_address: int, tag: int, call: Callable[[int], object]
-    ) -> ScriptRun:
-        """Begin a run on three buffers, with `tag` set in all tags; `call` does the steps that are the caller's."""
+    def start(self, in_address: int, out_address: int, scratch_address: int, tag: int, factor: bytes) -> ScriptRun:
+        """Begin a run on three buffers, with `tag` set in all tags; `factor` is the element of `Scale.FACTOR`."""
         ...
 
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetcomm._conformance.reference import numpy_dtype
+from hetcomm._conformance.reference import average, numpy_dtype, scaled
 from hetcomm.errors import TransportError
 from hetcomm.runtime.buffers import memory
 from hetcomm.runtime.execution import Execution
 from hetcomm.runtime.executor import Executor
 from hetcomm.runtime.native import NativeExecution
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Buffer, Copy, Program, Recv, Reduce, Send, Slice
+from hetcomm.schedule.steps import Buffer, Copy, Fill, Program, Recv, Reduce, Scale, Send, Slice
 from hetcomm.testing import reference, strategies
 from hetcomm.topology import flat
 from hetcomm.transport.ucx import UcxTransport
@@ -113,6 +113,31 @@ def test_every_reduction_is_that_of_numpy(executors: list[Executor], dtype: Data
         there = wanted == wanted
         assert np.array_equal(target == target, there), "NaN is where NumPy has it"
     assert target[there].tobytes() == wanted[there].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DataType, ids=lambda value: value.value)
+def test_what_is_scaled_and_filled_is_what_numpy_makes(executors: list[Executor], dtype: DataType) -> None:
+    """A rank that fills a third of its output, scales its input into another and averages the last in place."""
+    count, factor = 33, 3 + 4j if dtype.is_complex else -3 if dtype.is_integer else 0.3
+    source = np.arange(count).astype(numpy_dtype(dtype))
+    target = np.resize(source[::-1], 3 * count)
+    whole, thirds = Slice(Buffer.IN, 0, count), [Slice(Buffer.OUT, each * count, count) for each in range(3)]
+    steps = (
+        Fill(thirds[0], ReduceKind.PROD),
+        Copy(whole, thirds[1], Scale.FACTOR),
+        Copy(thirds[2], thirds[2], Scale.AVERAGE),
+    )
+    collective = Collective(CollectiveKind.ALL_REDUCE, NRANKS, count, dtype, ReduceKind.PREMUL_SUM)
+    src = memory(source, argument="i", rank=0, writable=False)
+    dst = memory(target, argument="o", rank=0, writable=True)
+    averaged = average(target[2 * count :], NRANKS)
+    for passed in (None, factor):  # without one it is multiplied by one
+        target[2 * count :] = source[::-1]
+        execution = executors[0].start(Program(0, collective, steps), src, dst, passed)
+        assert isinstance(execution, NativeExecution)
+        assert execution.test()
+        wanted = [np.ones_like(source), scaled(source, 1 if passed is None else passed), averaged]
+        assert target.tobytes() == np.concatenate(wanted).tobytes()
 
 
 @pytest.mark.parametrize("wrong", [(3, 5), (5, 3)], ids=["shorter", "longer"])
