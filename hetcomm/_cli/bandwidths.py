@@ -11,9 +11,9 @@ from hetcomm.schedule.canvas import new_figure, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check", "draw"]
+__all__ = ["COLOURS", "check", "draw"]
 
-_COLOURS = {
+COLOURS = {
     "hetcomm": "#0072B2",
     "persistent": "#56B4E9",
     "mpi": "#E69F00",
@@ -21,6 +21,8 @@ _COLOURS = {
     "vendor": "#CC79A7",
     "ucx": "#D55E00",
 }
+"""Of the contenders, in the order of legends."""
+
 _HEIGHT = 4.5  # inches
 
 
@@ -42,7 +44,7 @@ def draw(report: Report, path: Path) -> None:
     figure = new_figure(path, _HEIGHT)
     times, bandwidths = figure.subplots(1, 2)
     for library in report.libraries:
-        colour = _COLOURS[library]
+        colour = COLOURS[library]
         rows = [row for row in report.of(library) if row.nbytes]
         sizes = [row.nbytes for row in rows]
         times.plot(sizes, [row.median * 1e6 for row in rows], color=colour, marker=".")
@@ -53,7 +55,7 @@ def draw(report: Report, path: Path) -> None:
     _label(bandwidths, "busbw, GB/s", logarithmic=any(row.busbw for row in report.rows))
     clusters = " + ".join(f"{len(ranks)} {vendor}" for _, vendor, ranks in report.clusters)
     titles = (f"{report.collective} of {report.dtype}", report.op or "", f"{clusters} ranks")
-    save(figure, path, titles, {library: _COLOURS[library] for library in report.libraries})
+    save(figure, path, titles, {library: COLOURS[library] for library in report.libraries})
 
 
 def _label(axes: Axes, what: str, *, logarithmic: bool) -> None:
