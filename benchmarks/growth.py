@@ -90,7 +90,7 @@ def points(found: Sequence[Job]) -> dict[tuple[int, str], dict[int, float]]:
 
 
 def draw(found: Sequence[Job], options: argparse.Namespace) -> None:
-    """Time against size, a panel for each number of ranks; below, time against ranks, a panel for each of some sizes."""
+    """Above, time against size, a panel for each number of ranks; below, time against ranks, one for some sizes."""
     table = points(found)
     sizes = sorted({size for size, _ in table})
     libraries = [name for name in COLOURS if any(library == name for _, library in table)]
@@ -101,15 +101,16 @@ def draw(found: Sequence[Job], options: argparse.Namespace) -> None:
     axes = figure.subplots(2, len(ranks), squeeze=False, sharey=True)
     for axis, nranks in zip(axes[0], ranks, strict=True):
         for library in libraries:
-            line = [(size, table[size, library][nranks]) for size in sizes if nranks in table.get((size, library), ())]
-            axis.plot(*zip(*((size, seconds * 1e6) for size, seconds in line)), color=COLOURS[library], marker=".")
+            there = [size for size in sizes if nranks in table.get((size, library), ())]
+            times = [table[size, library][nranks] * 1e6 for size in there]
+            axis.plot(there, times, color=COLOURS[library], marker=".")
         axis.set_xscale("log", base=2)
         axis.set_xlabel("size, bytes")
         axis.set_title(f"{nranks} ranks", fontsize=10)
     for axis, size in zip(axes[1], shown, strict=False):
         for library in libraries:
-            line = sorted(table.get((size, library), {}).items())
-            axis.plot(*zip(*((nranks, seconds * 1e6) for nranks, seconds in line)), color=COLOURS[library], marker=".")
+            row = table.get((size, library), {})
+            axis.plot(sorted(row), [row[nranks] * 1e6 for nranks in sorted(row)], color=COLOURS[library], marker=".")
         axis.set_xscale("log", base=2)
         axis.set_xticks(ranks, labels=[str(nranks) for nranks in ranks])
         axis.set_xlabel("ranks")
@@ -117,9 +118,10 @@ def draw(found: Sequence[Job], options: argparse.Namespace) -> None:
     for axis in axes.flat:
         axis.set_yscale("log")
         axis.grid(visible=True, alpha=0.3)
-    for row in axes:
-        row[0].set_ylabel("median time, us")
-    titles = (f"{options.collective} of float32", f"two clusters of {options.vendor}", f"{found[0]['machine']['cores']} cores")
+    for first, *_ in axes:
+        first.set_ylabel("median time, us")
+    cores = f"{found[0]['machine']['cores']} cores"
+    titles = (f"{options.collective} of float32", f"two clusters of {options.vendor}", cores)
     save(figure, options.plot, titles, {library: COLOURS[library] for library in libraries})
 
 
