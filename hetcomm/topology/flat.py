@@ -23,6 +23,8 @@ reduce_scatter  pairwise (small)                1                      S(N-1)/N
                 ring                            N-1                    S(N-1)/N
 ==============  ==============================  =====================  ==========================
 
+Rings hand their blocks on in pieces, in scratch that does not grow with the vector: `hetcomm.topology.ring`.
+
 Vector forms take the same plans, according to the longest block: a rank sends all blocks but its own in a
 reduce_scatter, all but the next rank's in a ring all_gather.
 
@@ -40,6 +42,7 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Slice
 from hetcomm.topology import flat_exchange
 from hetcomm.topology.builder import SMALL_BYTES, Builder
+from hetcomm.topology.ring import Place, Ring
 
 __all__ = ["equal_count", "plan"]
 
@@ -118,62 +121,39 @@ def _recursive_doubling(builder: Builder, source: Slice, target: Slice) -> str:
 
 
 def _ring_all_reduce(builder: Builder, source: Slice, target: Slice) -> str:
-    _ring_reduce_blocks(builder, source, _block(builder, target, builder.rank))
-    _ring_gather_blocks(builder, target)
+    _ring(builder, source).both(_blocks(builder, source), _blocks(builder, target))
     return "ring reduce_scatter and all_gather"
 
 
 def _ring_reduce(builder: Builder, source: Slice, target: Slice) -> str:
     """Each rank finishes its block and sends it to the root."""
     rank, root = builder.rank, builder.collective.root or 0
-    whole = target if rank == root else source
-    count = _block(builder, whole, rank).count
+    count = _block(builder, target if rank == root else source, rank).count
     mine = _block(builder, target, rank) if rank == root else builder.scratch(count)
-    _ring_reduce_blocks(builder, source, mine)
+    ring = _ring(builder, source)
     if rank != root:
-        builder.send(mine, root)
+        ring.reduce(_blocks(builder, source), mine, lambda finished: builder.send(finished, root, 1))
         return "ring reduce_scatter and gather"
+    ring.reduce(_blocks(builder, source), mine)
     for peer in range(builder.collective.nranks):
         if peer != root:
-            builder.recv(_block(builder, target, peer), peer)
+            for part in ring.pieces(_block(builder, target, peer)):
+                builder.recv(part, peer, 1)
     return "ring reduce_scatter and gather"
 
 
 def _ring_reduce_scatter(builder: Builder, source: Slice, target: Slice) -> str:
-    _ring_reduce_blocks(builder, source, target)
+    _ring(builder, source).reduce(_blocks(builder, source), target)
     return "ring"
 
 
-def _ring_reduce_blocks(builder: Builder, source: Slice, mine: Slice) -> None:
-    """Block k travels once round the ring, from rank k+1 to rank k, and each rank adds its own part of it.
-
-    `mine` is where this rank's block goes; it may be where the block lies in `source`.
-    """
-    rank, nranks = builder.rank, builder.collective.nranks
-    before, after = (rank - 1) % nranks, (rank + 1) % nranks
-    longest = max(_block(builder, source, number).count for number in range(nranks))
-    spaces = [builder.scratch(longest), builder.scratch(longest)] if nranks > 2 else [builder.scratch(longest)]
-    partial = _block(builder, source, before)
-    for step in range(nranks - 1):
-        builder.send(partial, after)
-        own = _block(builder, source, (rank - 2 - step) % nranks)
-        last = step == nranks - 2
-        if last and own != mine:
-            builder.recv(mine, before)
-            builder.reduce(own, mine)
-        else:
-            partial = spaces[step % len(spaces)].part(0, own.count)
-            builder.recv(partial, before)
-            builder.reduce(*((partial, own) if last else (own, partial)))
-    builder.average(mine, mine)
+def _ring(builder: Builder, whole: Slice) -> Ring:
+    """The ring for the blocks of `whole`."""
+    return Ring(builder, max(_block(builder, whole, number).count for number in range(builder.collective.nranks)))
 
 
-def _ring_gather_blocks(builder: Builder, whole: Slice) -> None:
-    """Each block travels round the ring until all have it; each rank begins with its own in place."""
-    rank, nranks = builder.rank, builder.collective.nranks
-    for step in range(nranks - 1):
-        builder.send(_block(builder, whole, (rank - step) % nranks), (rank + 1) % nranks)
-        builder.recv(_block(builder, whole, (rank - step - 1) % nranks), (rank - 1) % nranks)
+def _blocks(builder: Builder, whole: Slice) -> Place:
+    return lambda number: _block(builder, whole, number)
 
 
 def _block(builder: Builder, whole: Slice, number: int) -> Slice:
@@ -248,7 +228,7 @@ def _scattered(builder: Builder, source: Slice, target: Slice) -> str:
 
 def _ring_all_gather(builder: Builder, source: Slice, target: Slice) -> str:
     builder.copy(source, _block(builder, target, builder.rank))
-    _ring_gather_blocks(builder, target)
+    _ring(builder, target).gather(_blocks(builder, target))
     return "ring"
 
 

@@ -10,17 +10,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hetcomm.schedule.steps import Buffer, CommId, Copy, Fill, Program, Recv, Reduce, Send, Slice, Step, VendorCall
+from hetcomm.schedule.steps import (
+    Buffer,
+    CommId,
+    CommRole,
+    Copy,
+    Fill,
+    Program,
+    Recv,
+    Reduce,
+    Send,
+    Slice,
+    Step,
+    VendorCall,
+)
 from hetcomm.topology import flat
 
 __all__ = ["inline"]
 
 _FIRST_CHANNEL = 8  # those before are the planners'
-_CHANNELS = 248  # there are 256
+_CALLS = 124  # of one communicator that have channels of their own; there are 256
+_ROOMS = 4  # calls that have scratch of their own: as many as are under way at one time
 
 
 def inline(program: Program, communicators: Mapping[CommId, Sequence[int]]) -> Program:
-    """The program with every vendor call written out; as it is if it has none, or too many.
+    """The program with every vendor call written out; as it is if it has none.
 
     All members of a communicator must do it, or none.
 
@@ -28,27 +42,26 @@ def inline(program: Program, communicators: Mapping[CommId, Sequence[int]]) -> P
         program: Any.
         communicators: The ranks of each communicator that it calls, in the communicator's own order.
     """
-    comms = sorted(
-        {step.comm for step in program.steps if isinstance(step, VendorCall)}, key=lambda comm: comm.role.value
-    )
-    if not comms:
+    flats = [
+        flat.plan(step.collective, communicators[step.comm].index(program.rank))
+        for step in program.steps
+        if isinstance(step, VendorCall)
+    ]
+    if not flats:
         return program
+    room = max(part.scratch_count for part in flats)
     calls: Counter[CommId] = Counter()
     steps: list[Step] = []
-    scratch = program.scratch_count
     for step in program.steps:
         if not isinstance(step, VendorCall):
             steps.append(step)
             continue
-        channel = _FIRST_CHANNEL + 2 * calls[step.comm] + (step.comm.role.value == "border")
+        number = calls.total()
+        part, scratch = flats[number], program.scratch_count + number % _ROOMS * room
+        channel = _FIRST_CHANNEL + 2 * (calls[step.comm] % _CALLS) + (step.comm.role is CommRole.BORDER)
         calls[step.comm] += 1
-        members = communicators[step.comm]
-        part = flat.plan(step.collective, members.index(program.rank))
-        steps += (_moved(each, step, members, scratch, channel) for each in part.steps)
-        scratch += part.scratch_count
-    if 2 * max(calls.values()) > _CHANNELS:
-        return program
-    return replace(program, steps=tuple(steps), scratch_count=scratch)
+        steps += (_moved(each, step, communicators[step.comm], scratch, channel) for each in part.steps)
+    return replace(program, steps=tuple(steps), scratch_count=program.scratch_count + min(len(flats), _ROOMS) * room)
 
 
 def _moved(step: Step, call: VendorCall, members: Sequence[int], scratch: int, channel: int) -> Step:

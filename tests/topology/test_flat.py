@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from hetcomm._conformance.strategies import collectives
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Schedule, Send, VendorCall
 from hetcomm.schedule.verify import verify
-from hetcomm.topology import flat
+from hetcomm.topology import flat, ring
 from hetcomm.types import DataType, ReduceKind
 
 from .forms import own_forms, vector_forms
@@ -127,6 +129,38 @@ def test_pairwise_all_to_all_takes_scratch_only_in_place(in_place: bool) -> None
     program = flat.plan(collective, 2)
     assert program.scratch_count == (50000 if in_place else 0)
     assert len(program.steps) == 9
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@KINDS
+@pytest.mark.parametrize("nranks", [2, 3, 5])
+def test_blocks_in_many_pieces_are_proved(
+    kind: CollectiveKind, nranks: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "PIECE_BYTES", 4000)
+    collective = make(kind, nranks, 5003 * (1 if kind.has_blocks else nranks), nranks - 1)
+    check(collective, (collective.with_in_place(in_place),) * nranks)
+    if kind.has_blocks:
+        counts = tuple(9000 * (number % 3) + number for number in range(nranks))
+        if kind is not CollectiveKind.ALL_TO_ALL:
+            vector = replace(collective, count=sum(counts), counts=counts)
+            check(vector, (vector.with_in_place(in_place),) * nranks)
+
+
+@pytest.mark.parametrize("nranks", [2, 3, 8])
+def test_rings_take_scratch_for_some_pieces_only(nranks: int) -> None:
+    piece, block = ring.PIECE_BYTES // 4, 40 * ring.PIECE_BYTES // 4
+    for kind, count in ((CollectiveKind.ALL_REDUCE, nranks * block), (CollectiveKind.REDUCE_SCATTER, block)):
+        for in_place in (False, True):
+            program = flat.plan(make(kind, nranks, count).with_in_place(in_place), 1)
+            pieces = 2 * nranks if nranks > 2 else 2 * in_place
+            assert program.scratch_count == pieces * piece
+    assert len(program.steps) < 3 * ring.MOST_MESSAGES
+
+
+def test_a_rank_sends_a_bounded_number_of_pieces() -> None:
+    program = flat.plan(make(CollectiveKind.ALL_REDUCE, 4, 1 << 36), 3)
+    assert sum(isinstance(step, Send) for step in program.steps) == 2 * (ring.MOST_MESSAGES // 3) * 3
 
 
 def test_equal_counts_are_planned_like_no_counts() -> None:

@@ -42,15 +42,17 @@ def test_any_clusters_may_write_their_calls_out(data: st.DataObject) -> None:
             assert not any(isinstance(step, VendorCall) for step in program.steps)
 
 
-def test_too_many_calls_stay_as_they_are() -> None:
+def test_any_number_of_calls_shares_channels_and_scratch() -> None:
     comm = CommId("c", CommRole.HOME)
     collective = Collective(CollectiveKind.ALL_REDUCE, 2, 1, DataType.INT8, ReduceKind.SUM, in_place=True)
     call = VendorCall(comm, collective, None, Slice(Buffer.OUT, 0, 1))
     members = {comm: (0, 1)}
-    for ncalls, fits in ((1, True), (124, True), (125, False)):
-        program = Program(0, collective, (call,) * ncalls)
-        assert (inline(program, members) is not program) is fits
-        assert max(getattr(step, "channel", 0) for step in inline(program, members).steps) <= 255
+    scratch = inline(Program(0, collective, (call,)), members).scratch_count
+    for ncalls in (1, 124, 125, 300):
+        program = inline(Program(0, collective, (call,) * ncalls), members)
+        assert not any(isinstance(step, VendorCall) for step in program.steps)
+        assert max(getattr(step, "channel", 0) for step in program.steps) <= 255
+        assert program.scratch_count <= 4 * scratch
 
 
 @pytest.mark.parametrize(("alpha", "written_out"), [(1e-3, True), (0.0, False)])
