@@ -206,8 +206,9 @@ class Config:
         timeout: `HETCOMM_TIMEOUT`: seconds any wait may take, 300 unless set.
         calibration: `HETCOMM_CALIBRATION`: path of a calibration, by which plans are chosen; that of rank 0 counts.
         inline_bytes: `HETCOMM_INLINE_BYTES`: calls of vendors that take host memory are written out as messages in
-            clusters whose number of ranks, times the bytes of the vector, is at most this; 0: never. 4 MiB unless set;
-            that of rank 0 counts, and a calibration overrides it.
+            clusters whose number of ranks, times the bytes of the vector, is at most this; 0: never. Unless set
+            4 MiB, and no limit in jobs of several clusters on one host; that of rank 0 counts, and a calibration
+            overrides it.
         bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
     """
 

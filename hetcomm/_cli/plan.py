@@ -30,7 +30,7 @@ from hetcomm.schedule.verify import Proof, verify
 from hetcomm.topology import bounds, pricing, select
 from hetcomm.topology.costs import DEFAULT, Calibration, costs_of
 from hetcomm.topology.model import Cluster, Topology
-from hetcomm.topology.tuning import RULES, Tuning
+from hetcomm.topology.tuning import Tuning, on
 from hetcomm.types import DataType, ReduceKind
 
 __all__ = ["WHOLE_RANKS", "Planned", "Request", "as_json", "draw_to", "make", "parse_counts", "show", "trace_to"]
@@ -116,7 +116,7 @@ def make(request: Request, ranks: Sequence[int] = ()) -> Planned:
         topology.cluster_index(rank)  # raises unless it is a rank
     collective = _collective(request, topology.nranks)
     if request.calibration is None:
-        calibration, tuning = DEFAULT, RULES
+        calibration, tuning = DEFAULT, on(topology)
     else:
         calibration = Calibration.load(request.calibration)
         tuning = pricing.best(collective, topology, calibration)

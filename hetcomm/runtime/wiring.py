@@ -16,6 +16,7 @@ from hetcomm.runtime.job import Job
 from hetcomm.runtime.plans import Plans
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
+from hetcomm.topology.tuning import on
 from hetcomm.types import MemoryKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Vendor, VendorCommunicator
@@ -137,5 +138,5 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         mailbox,
         ledger,
         Agreement(job.pump, mailbox, ledger),
-        Plans(topology, group.rank, executor, vendors, job.calibration, job.rules),
+        Plans(topology, group.rank, executor, vendors, job.calibration, on(topology, job.rules)),
     )

@@ -44,7 +44,7 @@ from hetcomm.topology import flat_exchange
 from hetcomm.topology.builder import SMALL_BYTES, Builder
 from hetcomm.topology.ring import Place, Ring
 
-__all__ = ["equal_count", "plan"]
+__all__ = ["direct", "equal_count", "plan"]
 
 
 def equal_count(collective: Collective) -> int | None:
@@ -77,13 +77,27 @@ def plan(collective: Collective, rank: int) -> Program:
             name = _bruck(builder, source, target) if small else _ring_all_gather(builder, source, target)
         case CollectiveKind.REDUCE_SCATTER:
             name = _pairwise(builder, source, target) if small else _ring_reduce_scatter(builder, source, target)
-        case CollectiveKind.GATHER:
-            name = flat_exchange.gather(builder, source, target, count)
-        case CollectiveKind.SCATTER:
-            name = flat_exchange.scatter(builder, source, target, count)
-        case CollectiveKind.ALL_TO_ALL:
-            name = flat_exchange.all_to_all(builder, source, target, count)
+        case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:
+            name = _exchange(builder, source, target, count)
     return builder.program(name)
+
+
+def direct(collective: Collective, rank: int) -> Program:
+    """The program of `rank` for a gather, scatter or all_to_all in which each block takes one message at most."""
+    builder = Builder(collective, rank)
+    if not collective.total:
+        return builder.program("nothing to do")
+    return builder.program(_exchange(builder, builder.source(), builder.target(), None))
+
+
+def _exchange(builder: Builder, source: Slice, target: Slice, count: int | None) -> str:
+    match builder.collective.kind:
+        case CollectiveKind.GATHER:
+            return flat_exchange.gather(builder, source, target, count)
+        case CollectiveKind.SCATTER:
+            return flat_exchange.scatter(builder, source, target, count)
+        case _:
+            return flat_exchange.all_to_all(builder, source, target, count)
 
 
 def _recursive_doubling(builder: Builder, source: Slice, target: Slice) -> str:
@@ -227,8 +241,8 @@ def _scattered(builder: Builder, source: Slice, target: Slice) -> str:
 
 
 def _ring_all_gather(builder: Builder, source: Slice, target: Slice) -> str:
+    _ring(builder, target).gather(source, _blocks(builder, target))
     builder.copy(source, _block(builder, target, builder.rank))
-    _ring(builder, target).gather(_blocks(builder, target))
     return "ring"
 
 

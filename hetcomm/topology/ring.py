@@ -58,12 +58,15 @@ class Ring:
         for piece, step in self._order(self._nranks - 1):
             self._pass_on(own, mine, piece, step, then)
 
-    def gather(self, whole: Place) -> None:
-        """The gather half: all ranks get all blocks, each where it lies in `whole`; each begins with its own there."""
+    def gather(self, own: Slice, whole: Place) -> None:
+        """The gather half: all ranks get all blocks, each where it lies in `whole`.
+
+        Each begins with its `own`, which may lie elsewhere and is not copied.
+        """
         if self._nranks == 2:
             self._npieces = 1  # nobody passes on what has arrived
         for piece, step in self._order(self._nranks - 1):
-            self._hand_round(whole, piece, step)
+            self._hand_round(whole, piece, step, own)
 
     def both(self, own: Place, whole: Place) -> None:
         """One half behind the other: `own` and `whole` may be the same."""
@@ -73,7 +76,7 @@ class Ring:
             if step < half:
                 self._pass_on(own, mine, piece, step, None)
             else:
-                self._hand_round(whole, piece, step - half)
+                self._hand_round(whole, piece, step - half, mine)
 
     def pieces(self, block: Slice) -> Iterator[Slice]:
         """The pieces of a block."""
@@ -120,6 +123,7 @@ class Ring:
         if then is not None:
             then(finished)
 
-    def _hand_round(self, whole: Place, piece: int, step: int) -> None:
-        self._builder.send(self._part(whole((self._rank - step) % self._nranks), piece), self._after)
+    def _hand_round(self, whole: Place, piece: int, step: int, own: Slice) -> None:
+        """Pass a piece on, at first one of `own`, and receive one."""
+        self._builder.send(self._part(whole((self._rank - step) % self._nranks) if step else own, piece), self._after)
         self._builder.recv(self._part(whole((self._rank - step - 1) % self._nranks), piece), self._before)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from hetcomm.errors import TopologyError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program, Schedule, VendorCall
-from hetcomm.topology import bounds, cascade, circulant, exchange, hierarchical, home, mutual
+from hetcomm.topology import bounds, cascade, circulant, exchange, flat, hierarchical, home, mutual
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
 
@@ -31,7 +31,7 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
     if len(topology.clusters) == 1:
         return home.plan(collective, topology, rank)
     if collective.kind in _EXCHANGES:
-        return exchange.plan(collective, topology, rank)
+        return flat.direct(collective, rank) if tuning.direct_exchange else exchange.plan(collective, topology, rank)
     if is_large(topology, tuning):
         if circulant.fits(collective, topology):
             return circulant.plan(collective, topology, rank)

@@ -1,6 +1,6 @@
 """The numbers that planners turn on: what is small, what are many clusters, and how finely long vectors are cut.
 
-`RULES` is what holds without a calibration, on any job. A vector is all blocks together where there are blocks.
+`on` says what holds without a calibration. A vector is all blocks together where there are blocks.
 
 ==========================  =========================  ====================================================
 clusters                    vector                     plan for all but gather, scatter and all_to_all
@@ -11,15 +11,20 @@ up to `many_clusters`       up to `few_steps_bytes`    one hub, as latency count
 more, or more than          any                        all_reduce, reduce_scatter, all_gather: circulant;
 `many_border_ranks`                                    broadcast, reduce: binomial tree or two binary trees
 ==========================  =========================  ====================================================
+
+Where all ranks share the memory of one host there is no slow link to save, and every byte that a library copies once
+more counts: vendor calls are written out as messages, border ranks add by themselves, and nobody passes on what another
+rank can fetch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hetcomm.errors import UsageError
+from hetcomm.topology.model import Topology
 
-__all__ = ["RULES", "Tuning"]
+__all__ = ["ON_ONE_HOST", "RULES", "Tuning", "on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,10 @@ class Tuning:
         many_border_ranks: The same, of all clusters together.
         inline_bytes: Calls of vendors that take host memory are written out as messages in clusters whose number of
             ranks, times the bytes of the vector, is at most this: messages that run in C cost less there than calls.
+        direct_exchange: A gather, scatter or all_to_all goes straight from rank to rank, rather than by way of border
+            ranks. It moves the same bytes between clusters.
         local_reduction: Border ranks with equal uplinks add up the partials of other clusters by themselves, in place
-            of their vendor. Without a calibration that says so, the vendor adds.
+            of their vendor.
 
     Raises:
         UsageError: One of them is less than it can be (0, and 1 for the others).
@@ -49,6 +56,7 @@ class Tuning:
     many_border_ranks: int = 256
     local_reduction: bool = False
     inline_bytes: int = 4 << 20  # 1 MiB in a cluster of four ranks
+    direct_exchange: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -80,4 +88,28 @@ class Tuning:
 
 
 RULES = Tuning()
-"""What holds without a calibration."""
+"""What holds without a calibration, unless all ranks are on one host."""
+
+ON_ONE_HOST = Tuning(
+    few_steps_bytes=1 << 20, chunk_bytes=4 << 20, local_reduction=True, inline_bytes=1 << 62, direct_exchange=True
+)
+"""What holds there, for clusters of vendors of host memory all of whose ranks are border ranks."""
+
+_HOST_VENDORS = frozenset({"gloo", "mpi", "oneccl", "ucx"})
+_CALL_BYTES = 16 << 20  # a chunk where vendors are called on one host
+
+
+def on(topology: Topology, rules: Tuning = RULES) -> Tuning:
+    """What holds on a topology without a calibration; the same on all ranks, whatever is installed where.
+
+    `rules` are those of the job. If they are others than `RULES`, somebody has said which calls are written out: on one
+    host too it is only those, and the vendors add.
+    """
+    hosts = {host for cluster in topology.clusters for host in cluster.hosts}
+    fits = all(
+        cluster.hosts and cluster.vendor in _HOST_VENDORS and len(cluster.border) == len(cluster)
+        for cluster in topology.clusters
+    )
+    if len(topology.clusters) == 1 or not fits or len(hosts) > 1:
+        return rules
+    return ON_ONE_HOST if rules == RULES else replace(rules, chunk_bytes=_CALL_BYTES, direct_exchange=True)
