@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import hetcomm
+from hetcomm._cli.against_direct import Direct
 from hetcomm._cli.against_gloo import Gloo
 from hetcomm._cli.against_mpi import Mpi
 from hetcomm._cli.against_parts import Ucx, Vendor
@@ -23,6 +24,7 @@ BASELINES = {
     "mpi": "the flat call of mpi4py on MPI.COMM_WORLD",
     "vendor": "the vendor library of a job of one vendor, called directly",
     "ucx": "raw UCX messages, for send_recv",
+    "direct": "an all_reduce through memory that all ranks of the host map, a bound rather than a library",
     "persistent": "hetcomm's persistent form of the same call",
 }
 """What `--vs` takes."""
@@ -32,6 +34,7 @@ _MAKERS: dict[str, tuple[Callable[[hetcomm.Communicator], str], Callable[[hetcom
     "mpi": (Mpi.problem, Mpi),
     "vendor": (Vendor.problem, Vendor),
     "ucx": (Ucx.problem, Ucx),
+    "direct": (Direct.problem, Direct),
     "persistent": (lambda comm: "", Persistent),
 }
 

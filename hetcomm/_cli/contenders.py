@@ -32,11 +32,13 @@ class Bound:
         call: One blocking call.
         result: Where this rank's output then lies, packed; None where it has none.
         release: Called once, after the last call, by all ranks.
+        refresh: Called when the buffers have been filled anew, before the next call.
     """
 
     call: Callable[[], Any]
     result: Array | None
     release: Callable[[], None] = nothing
+    refresh: Callable[[], None] = nothing
 
 
 class Contender(Protocol):

@@ -194,6 +194,7 @@ class _Match:
     def _wrong(self, name: str, bound: Bound) -> int:
         """Call it once on fresh buffers; how many elements of this rank's result are wrong."""
         self._arrays.fill(self._case)
+        bound.refresh()
         self._block(name, bound, 1)
         return 0 if bound.result is None else self._arrays.wrong(self._case, bound.result)
 
