@@ -190,7 +190,7 @@ def test_wrong_results_are_noticed() -> None:
         (["all_reduce", "-b", "1M", "-e", "1K"], "are none"),
         (["all_reduce", "-f", "1"], "Use 2 or more"),
         (["all_reduce", "--iters", "0"], "--iters"),
-        (["all_reduce", "--vs", "mpi,nccl"], "Use some of gloo,mpi,vendor,ucx,persistent"),
+        (["all_reduce", "--vs", "mpi,nccl"], "Use some of gloo,mpi,vendor,ucx,direct,persistent"),
         (["all_reduce", "--vs", ""], "is no baseline"),
         (["all_reduce", "-n", "0"], "less than one"),
         (["all_reduce", "-n", "3", "--vendors", "mpi,mpi"], "one for each rank"),
@@ -290,13 +290,17 @@ def everything(names: tuple[str, ...], versus: tuple[str, ...]) -> dict[str, Any
 
 
 def test_every_collective_is_right_with_every_baseline() -> None:
-    answers = run_ranks(3, everything, NAMES, ("mpi", "vendor", "ucx", "persistent"), timeout=60)
+    answers = run_ranks(3, everything, NAMES, ("mpi", "vendor", "ucx", "direct", "persistent"), timeout=60)
     assert answers[0] == answers[1] == answers[2]
     for name, faults in answers[0].items():
         assert set(faults.values()) == {0}, name
         assert {"hetcomm", "mpi"} <= set(faults), name
     assert "ucx" in answers[0]["send_recv False"]
     assert "vendor" in answers[0]["all_reduce True"]
+    assert [name for name, faults in answers[0].items() if "direct" in faults] == [
+        "all_reduce False",
+        "all_reduce True",
+    ]
 
 
 @pytest.mark.gloo

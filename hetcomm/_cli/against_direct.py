@@ -82,8 +82,9 @@ class Direct:
         begin, end = (case.count * number // self._nranks for number in (self._rank, self._rank + 1))
         step = max(1, _PIECE // case.dtype.itemsize)
         pieces = [slice(start, min(start + step, end)) for start in range(begin, end, step)]
+        ordered = [ins[self._rank], *ins[: self._rank], *ins[self._rank + 1 :]]  # in place the first is the total
         work = [
-            (mine[piece], [each[piece] for each in ins], [each[piece] for each in outs if each is not mine])
+            (mine[piece], [each[piece] for each in ordered], [each[piece] for each in outs if each is not mine])
             for piece in pieces
         ]
 
