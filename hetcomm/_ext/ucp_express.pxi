@@ -396,9 +396,8 @@ cdef class Express:
         ledger.weight += 1
         operation = None
         try:
-            operation = lesson.start(
-                lesson.collective, self._memory(lesson, 0, pair, lesson.source), self._memory(lesson, 1, pair, lesson.target)
-            )
+            source = self._memory(lesson, 0, pair, lesson.source)
+            operation = lesson.start(lesson.collective, source, self._memory(lesson, 1, pair, lesson.target))
             test = operation.test
             turn = 0
             while not test():

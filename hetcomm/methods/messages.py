@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from hetcomm._ext.ucp import Ledger
+from hetcomm._ext import ucp
 from hetcomm.errors import HetcommError
 from hetcomm.methods.base import Methods
 from hetcomm.runtime.arguments import refuse_overlap
@@ -25,7 +25,7 @@ class Messages(Methods):
     """
 
     _points: PointToPoint
-    _ledger: Ledger
+    _ledger: ucp.Ledger
     _active: Sequence[
         Mover
     ]  # with calls in the background, no message may take the short way, which does not move them

@@ -21,7 +21,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from hetcomm._ext.ucp import Ledger
+from hetcomm._ext import ucp
 from hetcomm.errors import (
     DeviceError,
     HetcommError,
@@ -107,7 +107,7 @@ class Agreement:
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
 
-    def __init__(self, moving: Progress, mailbox: Mailbox, ledger: Ledger) -> None:
+    def __init__(self, moving: Progress, mailbox: Mailbox, ledger: ucp.Ledger) -> None:
         self.broken: str | None = None
         self.cause: HetcommError | None = None
         self.failed: list[Ticket] = []

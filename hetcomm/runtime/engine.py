@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from hetcomm._ext.ucp import Express, Standing
+from hetcomm._ext import ucp
 from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
 from hetcomm.runtime.agreement import Intent, Ticket
@@ -91,16 +91,18 @@ class Engine(UnderWay):
         self._window_end = _WINDOW
         self.lock = self._pump.lock
         self._pump.add(self)
-        self.express = self._open_express() if hasattr(parts.job.transport, "script") else None
+        self.express = self._open_express()
 
-    def _open_express(self) -> Express:
+    def _open_express(self) -> ucp.Express | None:
         mailbox = self._parts.mailbox
+        if not hasattr(self._parts.job.transport, "script") or not isinstance(mailbox.incoming, ucp.Request | None):
+            return None
 
         def borrow(nbytes: int) -> Memory:
             return self._executor.scratch.borrow(nbytes, MemoryKind.HOST)
 
         quiet = self._pump.active, self.agreement.unsettled
-        express = Express(self.ledger, quiet, numpy.ndarray, Memory, borrow, self.take_over)
+        express = ucp.Express(self.ledger, quiet, numpy.ndarray, Memory, borrow, self.take_over)
 
         def posted(request: Request | None) -> None:
             express.incoming = request
@@ -229,7 +231,7 @@ class Engine(UnderWay):
         if self.express is not None:
             self.express.forget()
 
-    def stand(self, plan: Plan, call: Call) -> Standing | None:
+    def stand(self, plan: Plan, call: Call) -> ucp.Standing | None:
         """The express way of a persistent call; None if it is no call for that."""
         if self.express is None or call.factor is not None or not self._is_express(plan, call):
             return None

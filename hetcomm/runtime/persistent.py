@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hetcomm._ext.ucp import Standing
+from hetcomm._ext import ucp
 from hetcomm.errors import UsageError
 from hetcomm.runtime.agreement import REFUSALS
 from hetcomm.runtime.calls import Call
@@ -34,7 +34,7 @@ class Request:
         call: Call,
         order: Callable[[], Ordering | None] | None,
         seconds: float,
-        standing: Standing | None = None,
+        standing: ucp.Standing | None = None,
     ) -> None:
         self._engine = engine
         self._order = order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hetcomm._ext.ucp import Ledger
+from hetcomm._ext import ucp
 from hetcomm.errors import HetcommError
 from hetcomm.runtime.agreement import Agreement
 from hetcomm.runtime.bootstrap import JobGroup
@@ -52,7 +52,7 @@ class Parts:
     twins: dict[CommId, VendorCommunicator]
     executors: tuple[Executor, ...]
     mailbox: Mailbox
-    ledger: Ledger
+    ledger: ucp.Ledger
     agreement: Agreement
     plans: Plans
 
@@ -125,7 +125,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.close()
         raise
     mailbox = Mailbox(job.transport, peers, group.rank, context)
-    ledger = Ledger()
+    ledger = ucp.Ledger()
     return Parts(
         job,
         group,
