@@ -237,7 +237,8 @@ def run_points() -> dict[str, Any]:
 
 
 def test_messages_split_and_trace() -> None:
-    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)
+    env = {**ENV, "HETCOMM_INLINE_BYTES": "0"}
+    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=env, timeout=60)
     for rank, result in enumerate(results):
         assert all(result["got"]), (rank, result["got"])
         assert result["split"] == (1 - rank // 2, 2, [2, 4][rank % 2])

@@ -160,14 +160,14 @@ class Plans:
         return imported.program
 
     def _inlined(self, program: Program, tuning: Tuning) -> Program:
-        """The program with its vendor calls written out, where the tuning says so, and always those of hetcomm's own
-        vendor, which are messages anyway.
+        """The program with its vendor calls written out, where the tuning says so; those of hetcomm's own vendor, which
+        are messages anyway, unless it says never.
 
         That is the same for all ranks of a cluster: it follows from the collective and the vendor.
         """
         collective, topology = program.collective, self._topology
         cluster = topology.cluster_of(self._rank)
-        if cluster.vendor != "ucx":
+        if cluster.vendor != "ucx" or not tuning.inline_bytes:
             nbytes = collective.total * collective.dtype.itemsize
             if not tuning.is_inlined(nbytes, len(cluster)):
                 return program

@@ -120,7 +120,9 @@ def test_all_ranks_agree_whether_a_refused_call_had_begun(begun: bool) -> None:
         assert works(comm)  # now the plan is cached, so ranks begin without asking
         first = comms[0]._parts.agreement
         while (
-            begun and comm.rank == 2 and not (comm._ledger.next_call == 2 and 1 in first._open and first._open[1].begun)
+            begun
+            and comm.rank == 2
+            and not (comms[0]._ledger.next_call == 2 and 1 in first._open and first._open[1].begun)
         ):
             pass
         array = np.zeros(10)[::2] if comm.rank == 2 else np.zeros(5)

@@ -27,6 +27,7 @@ TUNINGS = [
     RULES,
     Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3),
     Tuning(many_clusters=1),
+    Tuning(inline_bytes=0),
     Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3, local_reduction=True),
 ]
 """The rules; short vectors cut like long ones; few clusters planned like many."""

@@ -32,7 +32,8 @@ HUB_KINDS = pytest.mark.parametrize(
     [kind for kind in CollectiveKind if kind.value not in ("gather", "scatter", "all_to_all")],
     ids=lambda kind: kind.value,
 )
-SHORT = Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3)
+CALLING = Tuning(inline_bytes=0)
+SHORT = Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3, inline_bytes=0)
 """Short vectors are cut like long ones."""
 
 
@@ -239,7 +240,7 @@ def test_a_short_vector_has_one_hub() -> None:
     kinds = [
         [
             (s.comm.role.value, s.collective.kind.value)
-            for s in plan(collective, topology, rank).steps
+            for s in plan(collective, topology, rank, CALLING).steps
             if isinstance(s, VendorCall)
         ]
         for rank in (0, 2)
