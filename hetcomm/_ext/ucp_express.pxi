@@ -34,7 +34,8 @@ cdef enum:
     FEW_TURNS = 16               # of a wait in which the GIL is held: about a microsecond
     LOOK_TURNS = 15              # a mask: idle turns between two looks at the clock and the mailbox
 
-cdef double PATIENCE_SECONDS = 0.001  # after which a call is handed over
+cdef double PATIENCE_SECONDS = 0.02  # after which a call is handed over
+cdef double VENDOR_SECONDS = 0.001  # between two looks at the vendors, which others may need to be moved
 cdef Py_ssize_t APART = (<size_t>-1) >> 1  # between arrays that share no byte
 
 
@@ -132,7 +133,7 @@ cdef class Express:
     cdef list lessons
     cdef object scratch
     cdef size_t scratch_address, scratch_nbytes
-    cdef object last_dtype
+    cdef object last_dtype, interruption
     cdef Py_ssize_t last_size
 
     def __init__(self, Ledger ledger not None, tuple quiet, object array_type, object memory, object borrow,
@@ -336,7 +337,7 @@ cdef class Express:
         return state
 
     cdef int _wait_long(self, Run run) noexcept nogil:
-        cdef double end = 0, time
+        cdef double end = 0, look = 0, time
         cdef unsigned int idle = 0
         cdef int state
         while True:
@@ -356,16 +357,33 @@ cdef class Express:
                     return RUN_WAITS
                 time = now()
                 if end == 0:
-                    end = time + PATIENCE_SECONDS
+                    end, look = time + PATIENCE_SECONDS, time + VENDOR_SECONDS
                 elif time > end:
                     return RUN_WAITS
+                elif time > look:
+                    look = time + VENDOR_SECONDS
+                    if not self._move_vendors(run.script.worker):
+                        return RUN_WAITS
             if idle > FEW_TURNS:  # ranks may outnumber the cores
                 sched_yield()
+
+    cdef bint _move_vendors(self, Worker worker) noexcept nogil:
+        """Move the vendors; False if the communicator is not usable after it."""
+        with gil:
+            worker._busy = False  # whoever fails has something to tell
+            try:
+                if worker._engine.companion is not None:
+                    worker._engine.companion()
+            except BaseException as error:  # a signal handler's, on its way to the caller
+                self.interruption = error
+            worker._busy = True
+        return self.interruption is None and not self.ledger.detour
 
     cdef object _hand_over(self, Lesson lesson, object run, Pair* pair, object a, object b, object error, bint wait):
         """Let the engine go on with a run, or a vendor's operation; its work."""
         cdef int source = lesson.source, target = lesson.target
         scratch = None
+        error, self.interruption = error or self.interruption, None
         if lesson.script is not None and lesson.scratch_nbytes:
             scratch, self.scratch = self.scratch, None
             self.scratch_address = self.scratch_nbytes = 0

@@ -251,7 +251,7 @@ class Engine(UnderWay):
         target: tuple[int, int, Any] | None,
         operation: Any,
         scratch: Memory | None,
-        error: Exception | None,
+        error: BaseException | None,
         attended: bool,
     ) -> Work:
         """Go on with a call that the express way has begun.
@@ -286,8 +286,14 @@ class Engine(UnderWay):
         else:
             self._background.append(work)
             self._pump.rouse(self)
-        if error is not None:
+        if self._halted:
+            work.abort()
+            self.end(work, self.ending())
+        elif isinstance(error, Exception):
             self._fail(work, error)
+        elif error is not None:
+            self._interrupted(work, error)
+            raise error
         if attended:
             self.finish(work)
         return work

@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError
+from hetcomm.runtime.agreement import Ticket
 from hetcomm.runtime.work import MessageWork, Work
 
 if TYPE_CHECKING:
@@ -172,11 +173,15 @@ class UnderWay:
         self._parts.abort()
         for work in self._works():
             ticket = work.ticket
-            error = (ticket.error if ticket is not None else None) or self.agreement.cause
-            self.end(work, self._unusable_error() if error is None else _again(error))
+            self.end(work, self.ending(ticket))
         self.pending.clear()
         self.unposted.clear()
         self._background.clear()
+
+    def ending(self, ticket: Ticket | None = None) -> HetcommError:
+        """What a work of a communicator that is broken ends with."""
+        error = (ticket.error if ticket is not None else None) or self.agreement.cause
+        return self._unusable_error() if error is None else _again(error)
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
