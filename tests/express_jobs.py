@@ -215,7 +215,8 @@ def side_by_side() -> list[str]:
         first.wait()
         first.start()
         first.close()
-        expect("a request that was closed under way", b, b[0])
+        first.wait()
+        expect("a request that was closed under way", b, total)
     return wrong
 
 
