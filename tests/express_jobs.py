@@ -220,6 +220,47 @@ def side_by_side() -> list[str]:
     return wrong
 
 
+def ring() -> list[str]:
+    """Messages both ways, which match those of `send` and `recv`; and what is refused or goes wrong with them."""
+    wrong = []
+    with hetcomm.init() as comm:
+        me, n = comm.rank, comm.nranks
+        after, before = (me + 1) % n, (me - 1) % n
+        for count in (0, 1, 3000, 500_000):
+            given, got = np.full(count, float(me)), np.full(count, -1.0)
+            for turn in range(3):
+                comm.send_recv(given, got, after, before, tag=turn)
+                if not (got == before).all():
+                    wrong.append(f"rank {me}: {count} elements in round {turn}: {got}")
+        if me == 0:
+            comm.send_recv(np.ones(2), got[:2], 1)
+        elif me == 1:
+            comm.recv(got[:2], 0)
+            comm.send(np.full(2, 5.0), 0)
+        if me == 0 and not (got[:2] == 5).all():
+            wrong.append(f"send and recv gave {got[:2]}")
+        line = np.zeros(8)
+        fixed = line.copy()
+        fixed.flags.writeable = False
+        refused = {
+            "overlap": lambda: comm.send_recv(line[:5], line[3:8], after, before),
+            "read-only": lambda: comm.send_recv(line, fixed, after, before),
+            "strided": lambda: comm.send_recv(line[::2], fixed[::2], after, before),
+            "no rank": lambda: comm.send_recv(line, line.copy(), n, before),
+            "no tag": lambda: comm.send_recv(line, line.copy(), after, before, tag=-1),
+        }
+        wrong += [f"{what}: {text}" for what, call in refused.items() if "UsageError" not in (text := caught(call))]
+        comm.barrier()
+        text = caught(lambda: comm.send_recv(line[: 3 + me % 2], np.zeros(4), after, before))
+        if before % 2 == 0 and "TransportError" not in text:
+            wrong.append(f"rank {me} got a shorter message: {text}")
+        itself = np.zeros(3)
+        comm.send_recv(np.full(3, float(me)), itself, me)
+        if not (itself == me).all():
+            wrong.append(f"rank {me} got {itself} from itself")
+    return wrong
+
+
 def many_calls() -> tuple[float, int]:
     """More calls than the tags of messages tell apart."""
     with hetcomm.init() as comm:

@@ -54,5 +54,10 @@ def test_requests_works_messages_groups_and_recordings_beside_it() -> None:
         assert wrong == []
 
 
+def test_messages_both_ways() -> None:
+    for wrong in run_ranks(4, jobs.ring, vendors=JOBS["2+2"], env=ENV, timeout=60):
+        assert wrong == []
+
+
 def test_tags_come_round() -> None:
     assert run_ranks(2, jobs.many_calls, vendors=("ucx", "mpi"), env=ENV, timeout=60) == [(0, 70_000)] * 2

@@ -342,6 +342,83 @@ cdef class Worker:
         finally:
             PyBuffer_Release(&view)
 
+    def exchange_buffers(
+        self, object outgoing, int peer, ucp_tag_t tag, object incoming, int source, ucp_tag_t source_tag,
+        double timeout,
+    ):
+        """`send_buffer` of one and `recv_buffer` into another at the same time; -1, and nothing done, if they overlap.
+
+        Raises:
+            As these do.
+        """
+        cdef Peer target = self._peer(peer)
+        cdef Peer origin = self._peer(source)
+        cdef Py_buffer given, wanted
+        _export(outgoing, &given, PyBUF_C_CONTIGUOUS, "send_recv")
+        try:
+            _export(incoming, &wanted, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "send_recv")
+            try:
+                if <char*>given.buf < <char*>wanted.buf + wanted.len and (
+                        <char*>wanted.buf < <char*>given.buf + given.len):
+                    return -1
+                return self._exchange(outgoing, &given, target, tag, incoming, &wanted, origin, source_tag, timeout)
+            finally:
+                PyBuffer_Release(&wanted)
+        finally:
+            PyBuffer_Release(&given)
+
+    cdef Py_ssize_t _exchange(
+        self, object outgoing, Py_buffer* given, Peer target, ucp_tag_t tag, object incoming, Py_buffer* wanted,
+        Peer origin, ucp_tag_t source_tag, double timeout,
+    ) except -1:
+        cdef ucp_request_param_t param
+        cdef ucp_tag_recv_info_t info
+        cdef void* arriving
+        cdef void* leaving
+        cdef ucs_status_t got = UCS_OK, gone = UCS_OK
+        cdef Waiter waiter
+        cdef int turn = GO_ON
+        cdef Request first, second
+        self._enter()
+        param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
+        param.memory_type = UCS_MEMORY_TYPE_HOST
+        with nogil:
+            arriving = self._start(origin, wanted.buf, wanted.len, source_tag, True, &param, &info)
+            param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
+            leaving = self._start(target, given.buf, given.len, tag, False, &param, &info)
+            waiter = wait_for(timeout, self._engine.companion is not None)
+            while True:
+                got, gone = UCS_OK, UCS_OK
+                if UCS_PTR_IS_ERR(arriving):
+                    got = UCS_PTR_STATUS(arriving)
+                elif arriving != NULL:
+                    got = ucp_tag_recv_request_test(arriving, &info)
+                if UCS_PTR_IS_ERR(leaving):
+                    gone = UCS_PTR_STATUS(leaving)
+                elif leaving != NULL:
+                    gone = ucp_request_check_status(leaving)
+                if got != UCS_INPROGRESS and (gone != UCS_INPROGRESS or got != UCS_OK):
+                    break
+                if gone != UCS_OK and gone != UCS_INPROGRESS:
+                    break
+                if origin.link.failed != UCS_OK or target.link.failed != UCS_OK:
+                    break
+                turn = self._engine.turn(&waiter)
+                if turn != GO_ON:
+                    break
+            if got == UCS_OK and gone == UCS_OK:
+                if arriving != NULL:
+                    ucp_request_free(arriving)
+                if leaving != NULL:
+                    ucp_request_free(leaving)
+        self._busy = False
+        if got == UCS_OK and gone == UCS_OK:
+            return info.length
+        first = self._request(origin, arriving, wanted.len, source_tag, True, memoryview(incoming))
+        second = self._request(target, leaving, given.len, tag, False, memoryview(outgoing))
+        _conclude(self._engine, [first, second], turn, timeout)
+        return first.moved
+
     cdef Py_ssize_t _blocking(
         self, object owner, void* address, size_t nbytes, Peer peer, ucp_tag_t tag, bint is_recv, double timeout,
     ) except -1:

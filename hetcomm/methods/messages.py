@@ -119,6 +119,12 @@ class Messages(Methods):
         Raises:
             UsageError, TransportError, CollectiveTimeoutError, PeerFailureError: As for `send` and `recv`.
         """
+        if timeout is None and not async_op and not self._ledger.detour and not self._active:
+            try:
+                if self._points.try_send_recv(in_array, out_array, peer, peer if source is None else source, tag):
+                    return None
+            except HetcommError as error:
+                self._end_message(error, peer if source is None or self._points.concerns(error, peer) else source)
         both = (
             ("in_array", in_array, peer, True),
             ("out_array", out_array, peer if source is None else source, False),

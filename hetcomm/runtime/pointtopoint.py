@@ -51,6 +51,7 @@ class PointToPoint:
         # to this rank, and whether it is in another cluster.
         self._send_buffer: Callable[..., None] = getattr(transport, "send_buffer", _no_short_way)
         self._recv_buffer: Callable[..., int] = getattr(transport, "recv_buffer", _no_short_way)
+        self._exchange_buffers: Callable[..., int] | None = getattr(transport, "exchange_buffers", None)
         self._routes: dict[int, tuple[int, int, bool]] = {}
         if hasattr(transport, "send_buffer") and hasattr(transport, "recv_buffer"):
             routes = zip(self._peers, self._recv_tags, self._foreign, strict=True)
@@ -78,6 +79,28 @@ class PointToPoint:
         got = self._recv_buffer(array, route[0], route[1] | tag, self._timeout)
         if got != array.nbytes:
             self._refuse_length(got, array.nbytes, peer)
+        return True
+
+    def try_send_recv(self, in_array: Any, out_array: Any, peer: Any, source: Any, tag: Any) -> bool:
+        """Do both the short way; False as for `try_send`, and if the arrays overlap."""
+        if type(in_array) is not ndarray or type(out_array) is not ndarray or self._exchange_buffers is None:
+            return False
+        if type(peer) is not int or type(source) is not int or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
+            return False
+        there, here = self._routes.get(peer), self._routes.get(source)
+        if there is None or here is None or not carried(in_array.dtype) or not carried(out_array.dtype):
+            return False
+        if not in_array.flags.c_contiguous or not out_array.flags.carray:  # the general way says what is wrong
+            return False
+        got = self._exchange_buffers(
+            in_array, there[0], self._send_tag | tag, out_array, here[0], here[1] | tag, self._timeout
+        )
+        if got < 0:
+            return False
+        if there[2]:
+            self.sent_between_clusters += in_array.nbytes
+        if got != out_array.nbytes:
+            self._refuse_length(got, out_array.nbytes, source)
         return True
 
     def prepare(
@@ -132,6 +155,10 @@ class PointToPoint:
             self.sent_between_clusters += message.memory.nbytes if self._foreign[message.peer] else 0
         elif request.nbytes != message.memory.nbytes:
             self._refuse_length(request.nbytes, message.memory.nbytes, message.peer)
+
+    def concerns(self, error: HetcommError, peer: int) -> bool:
+        """Whether the transport's error is about its peer that is rank `peer` here."""
+        return error.peer == self._peers[peer]
 
     def explain(self, error: HetcommError, peer: int) -> HetcommError:
         """The transport's error in terms of this communicator's ranks."""
