@@ -1,0 +1,110 @@
+"""How much scratch memory a plan takes at most, beside the arrays of the call.
+
+S elements as in the table of the least volumes (`hetcomm.topology.bounds`), in C clusters; w is what the clusters
+work on at one time: all of a short vector, and of a long one a chunk, S/K for K chunks (`Tuning.chunks`), rounded up to
+what all clusters divide; D of them are under way at once, min(K, 4). X is what a cluster sends to others and receives
+from them, and L what one rank passes and gets.
+
+==============  ===========================  ===========================================
+collective      scratch of a rank, elements  of which
+==============  ===========================  ===========================================
+all_reduce      D C w                        partials of the other clusters, at a hub
+reduce          D (C+1) w                    the same, and sums on their way
+reduce_scatter  S + D (C+1) w                S where the ranks of a cluster are scattered
+all_gather      S                            the same
+broadcast       0
+gather          S                            messages that are put together
+scatter         S                            the same
+all_to_all      L + X                        L in place; messages that are put together
+==============  ===========================  ===========================================
+
+* Over many clusters all_reduce and reduce take 3S at most where that is more, and reduce_scatter 3S.
+* The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to.
+* A few elements that are padded to equal blocks add D C E at most, where E is `SMALL_BYTES`; in a job of one cluster
+  small blocks that travel on trees add 9E.
+* Calls of the vendor `ucx`, which are written out as messages, add 8 (w + E) at most (`hetcomm.topology.inline`), in a
+  job of one cluster L.
+
+A plan that takes as much needs one border rank in each cluster, or uplinks so unequal that one rank has almost all of
+the traffic; with b equal ones the partials of all_reduce and reduce divide by b.
+"""
+
+from __future__ import annotations
+
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.topology.builder import SMALL_BYTES
+from hetcomm.topology.layout import alignment
+from hetcomm.topology.model import Topology
+from hetcomm.topology.select import is_large
+from hetcomm.topology.tuning import RULES, Tuning
+from hetcomm.types import ReduceKind
+
+__all__ = ["most_scratch"]
+
+_WINDOW = 4  # chunks after which scratch is used again
+_CALLS = 8  # written-out calls after which it is
+_ROUNDS = 8  # of the trees and the exchange of small blocks in one cluster, each of which has room for all of them
+
+
+def most_scratch(
+    collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES, *, written_out: bool = False
+) -> int:
+    """Elements of scratch that the program of `rank` has at most; `written_out`: with its vendor calls as messages."""
+    kind, nclusters = collective.kind, len(topology.clusters)
+    itemsize, total = collective.dtype.itemsize, collective.total
+    passed = max(collective.in_count(rank), collective.out_count(rank))
+    chunk, at_once = _chunk(collective, topology, tuning)
+    small = -(-SMALL_BYTES // itemsize)
+    found = at_once * nclusters * small + _displaced(collective, rank)
+    if collective.op is ReduceKind.PREMUL_SUM and kind is not CollectiveKind.ALL_REDUCE:
+        found += total
+    match kind:
+        case CollectiveKind.ALL_REDUCE:
+            partials, many, packed = nclusters, 3, 0
+        case CollectiveKind.REDUCE:
+            partials, many, packed = nclusters + 1, 3, 0
+        case CollectiveKind.REDUCE_SCATTER:
+            partials, many, packed = nclusters + 1, 2, total
+        case CollectiveKind.ALL_GATHER:
+            partials, many, packed = 0, 0, total
+        case CollectiveKind.BROADCAST:
+            partials, many, packed = 0, 0, 0
+        case CollectiveKind.GATHER | CollectiveKind.SCATTER:
+            partials, many, packed = 0, 0, total
+        case CollectiveKind.ALL_TO_ALL:
+            partials, many, packed = 0, 0, passed + _exchanged(collective, topology, rank)
+    if nclusters == 1:
+        return found + packed + (passed if written_out else 0) + _ROUNDS * small
+    held = at_once * partials * chunk
+    if is_large(topology, tuning):
+        held = max(held, many * total)
+    return found + packed + held + (_CALLS * (chunk + small) if written_out else 0)
+
+
+def _chunk(collective: Collective, topology: Topology, tuning: Tuning) -> tuple[int, int]:
+    """Elements that the clusters work on at one time, and how many of these chunks are under way at once."""
+    total, nclusters = collective.total, len(topology.clusters)
+    nbytes = total * collective.dtype.itemsize
+    if tuning.is_small(nbytes):
+        return total, 1
+    nchunks = tuning.chunks(nbytes, nclusters)
+    return min(total, -(-total // nchunks) + 2 * nclusters * alignment(topology, total)), min(nchunks, _WINDOW)
+
+
+def _displaced(collective: Collective, rank: int) -> int:
+    """Elements that displacements apply to."""
+    sent = collective.in_count(rank) if collective.in_displs is not None else 0
+    return sent + (collective.out_count(rank) if collective.out_displs is not None else 0)
+
+
+def _exchanged(collective: Collective, topology: Topology, rank: int) -> int:
+    """Elements that the cluster of `rank` sends to others and receives from them, in an all_to_all."""
+    inside = set(topology.cluster_of(rank).ranks)
+    both = [
+        count
+        for mine in inside
+        for counts in (collective.sent_counts(mine), collective.received_counts(mine))
+        for other, count in enumerate(counts)
+        if other not in inside
+    ]
+    return sum(both)
