@@ -22,8 +22,8 @@ all_to_all      L + X                        L in place; messages that are put t
 * The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to.
 * A few elements that are padded to equal blocks add D C E at most, where E is `SMALL_BYTES`; in a job of one cluster
   small blocks that travel on trees add 9E.
-* Calls of the vendor `ucx`, which are written out as messages, add 8 (w + E) at most (`hetcomm.topology.inline`), in a
-  job of one cluster L.
+* Vendor calls that are written out as messages add 4 (w + E) at most (`hetcomm.topology.inline`), in a job of one
+  cluster L.
 
 A plan that takes as much needs one border rank in each cluster, or uplinks so unequal that one rank has almost all of
 the traffic; with b equal ones the partials of all_reduce and reduce divide by b.
@@ -42,7 +42,7 @@ from hetcomm.types import ReduceKind
 __all__ = ["most_scratch"]
 
 _WINDOW = 4  # chunks after which scratch is used again
-_CALLS = 8  # written-out calls after which it is
+_CALLS = 4  # written-out calls after which it is
 _ROUNDS = 8  # of the trees and the exchange of small blocks in one cluster, each of which has room for all of them
 
 

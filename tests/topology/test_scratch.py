@@ -20,6 +20,7 @@ TUNINGS = (
     Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3),
     Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=6, local_reduction=True),
     Tuning(few_steps_bytes=64, chunk_bytes=512, many_clusters=2),
+    Tuning(local_reduction=True, direct_exchange=True),
 )
 
 
