@@ -30,6 +30,7 @@ from hetcomm._cli.measure import Benchmark
 from hetcomm._cli.units import format_nbytes
 from hetcomm.errors import HetcommError
 from hetcomm.schedule.canvas import new_figure, save
+from hetcomm.transport.library import load_library
 from hetcomm.types import DataType, ReduceKind
 
 FORMAT = "hetcomm growth 1"
@@ -49,7 +50,9 @@ def measure(options: argparse.Namespace, nranks: int, sizes: tuple[int, ...], it
         found = start_ranks(task, [options.vendor] * nranks, clusters, timeout)
     except HetcommError as error:
         return {"nranks": nranks, "sizes": sizes, "left_out_because": str(error)}
-    return report.as_json(found, options.command)
+    made = report.as_json(found, options.command)
+    made["versions"]["ucx"] = load_library().version  # without its place on this machine
+    return made
 
 
 def measured(job: Job, sizes: Sequence[int]) -> bool:
@@ -63,7 +66,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[int, tuple[int, ...], in
         sizes = tuple(size for size in options.sizes if (size < LARGE) == few)
         for nranks in options.ranks:
             if sizes:
-                yield nranks, sizes, options.iters if few else max(3, options.iters // 2)
+                yield nranks, sizes, options.iters if few else max(3, options.iters // 4)
 
 
 def line(job: Job) -> str:
@@ -151,7 +154,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=parse_size, default=[parse_size(str(step)) for step in steps])
     parser.add_argument("--vendor", default="ucx", help="of both clusters (ucx)")
     parser.add_argument("--vs", type=baselines.parse, default=("gloo", "mpi"), help="baselines (gloo,mpi)")
-    parser.add_argument("--iters", type=int, default=15, help="samples of each size below 1 MiB; half of it above (15)")
+    parser.add_argument("--iters", type=int, default=16, help="samples of each size; a quarter from 1 MiB on (16)")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds for all jobs together (540)")
     parser.add_argument("--resume", action="store_true", help="go on with what the --json file holds")
     parser.add_argument("--json", type=Path, help="write every sample to this file, after each job")

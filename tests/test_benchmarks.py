@@ -59,7 +59,7 @@ def test_memory_tells_growth_from_noise() -> None:
 def test_growth_measures_small_sizes_of_all_ranks_first() -> None:
     growth = program("growth")
     options = growth.parse(["--ranks", "2", "4", "--sizes", "8", "4M", "--iters", "9"])
-    assert list(growth.jobs(options)) == [(2, (8,), 9), (4, (8,), 9), (2, (4 << 20,), 4), (4, (4 << 20,), 4)]
+    assert list(growth.jobs(options)) == [(2, (8,), 9), (4, (8,), 9), (2, (4 << 20,), 3), (4, (4 << 20,), 3)]
     rows = [{"nbytes": 8, "library": "hetcomm", "time": 1e-6}]
     found = [{"nranks": 2, "rows": rows}, {"nranks": 4, "sizes": [8], "left_out_because": "no time"}]
     assert growth.points(found) == {(8, "hetcomm"): {2: 1e-6}}
