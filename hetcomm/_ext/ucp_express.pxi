@@ -31,7 +31,7 @@ cdef enum:
     ARRAY_WRITEABLE = 0x0400     # NPY_ARRAY_WRITEABLE
     HISTORY = 1024               # calls whose intents are remembered
     LESSONS = 256                # calls that are known: a power of two
-    FEW_TURNS = 16               # of a wait in which the GIL is held: about a microsecond
+    FEW_TURNS = 8                # of a wait in which the GIL is held, and in which nothing is yielded
     LOOK_TURNS = 15              # a mask: idle turns between two looks at the clock and the mailbox
 
 cdef double PATIENCE_SECONDS = 0.02  # after which a call is handed over

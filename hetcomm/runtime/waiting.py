@@ -18,7 +18,7 @@ from hetcomm.transport.base import Transport
 
 __all__ = ["Mover", "Progress", "Pump", "wait"]
 
-_SPINS: Final = 20  # turns before the first look at the clock: some tens of microseconds
+_SPINS: Final = 2  # turns before the first look at the clock and the first yield: some microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
 _SLEEP: Final = 50e-6  # seconds
 _DROWSY: Final = 1.0  # seconds after which sleeps grow
