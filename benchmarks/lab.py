@@ -1,8 +1,9 @@
 """Where benchmarks and tests that need several hosts run: real hosts, or a script that makes some on this machine.
 
 The script is named by `HETCOMM_LAB` or an option, and must know `SCRIPT up N`, which makes hosts h1 to hN that reach
-one another by these names, `SCRIPT run I COMMAND...`, which runs a command on one of them, and `SCRIPT down`. Beside
-it lies `agent.sh`, a stand-in for ssh. Real hosts are reached by ssh, from the first of them.
+one another by these names, `SCRIPT run I COMMAND...`, which runs a command on one of them, and `SCRIPT down`; where
+links are to be slowed down, also `SCRIPT rate I RATE`, with a rate as `tc` takes it, for both directions of one's link.
+Beside it lies `agent.sh`, a stand-in for ssh. Real hosts are reached by ssh, from the first of them.
 
 All hosts must see the same files.
 """
@@ -31,12 +32,24 @@ class Site:
         prefix: Put before a command that is to run on the first of them.
         agent: What Open MPI uses in place of ssh, if anything.
         environ: What the commands need in their environment.
+        script: What has made them, or None.
     """
 
     hosts: tuple[str, ...]
     prefix: tuple[str, ...] = ()
     agent: str | None = None
     environ: Mapping[str, str] | None = None
+    script: Path | None = None
+
+    def shape(self, number: int, gbits: float) -> None:
+        """Let both directions of the link of host `number`, from 1 on, carry `gbits` Gbit/s; leaves real ones alone.
+
+        Raises:
+            subprocess.CalledProcessError: The script failed.
+        """
+        if self.script is not None:
+            rate = f"{round(gbits * 1e6)}kbit"
+            subprocess.run([self.script, "rate", str(number), rate], env=self.environment(), check=True, timeout=60)
 
     def command(
         self, per_host: Sequence[int], argv: Sequence[str], environ: Mapping[str, str] | None = None
@@ -122,6 +135,6 @@ def site(nhosts: int, script: str | None = None, hosts: Sequence[str] | None = N
         try:
             subprocess.run([path, "up", str(nhosts)], env={**os.environ, **environ}, check=True, timeout=60)
             names = tuple(f"h{number}" for number in range(1, nhosts + 1))
-            yield Site(names, (str(path), "run", "1"), str(path.with_name("agent.sh")), environ)
+            yield Site(names, (str(path), "run", "1"), str(path.with_name("agent.sh")), environ, path)
         finally:
             subprocess.run([path, "down"], env={**os.environ, **environ}, check=False, timeout=60)
