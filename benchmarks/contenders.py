@@ -178,6 +178,27 @@ def heard(output: str, name: str) -> list[dict[str, Any]]:
     return sorted((row for row in rows if row["collective"] == name), key=lambda row: row["rank"])
 
 
+def launch(
+    site: Any,
+    script: str,
+    per_host: Sequence[int],
+    asked: Mapping[str, Any],
+    timeout: float,
+    environ: Mapping[str, str] | None = None,
+    python: str = sys.executable,
+) -> tuple[str, str]:
+    """Run `script` on `per_host[i]` ranks of each host, with `--rank` and `asked` as JSON; what they wrote, and how
+    the job ended."""
+    hosts = [host for host, ranks in enumerate(per_host) for _ in range(ranks)]
+    argv = [python, str(Path(script).resolve()), "--rank", json.dumps(asked)]
+    fixed = {"BENCH_HOST_OF_RANK": ",".join(map(str, hosts)), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = site.run(per_host, argv, {**fixed, **(environ or {})}, timeout)
+        return done.stdout, f"exit status {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        return str(error.output or ""), f"not done after {timeout:g} s"
+
+
 def start(
     site: Any,
     script: str,
@@ -186,11 +207,7 @@ def start(
     options: argparse.Namespace,
     environ: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
-    """Run `script` on `per_host[i]` ranks of each host; what they wrote, and how the job ended.
-
-    Every rank gets `asked`, and what all benchmarks ask for, as the value of `--rank`.
-    """
-    hosts = [host for host, ranks in enumerate(per_host) for _ in range(ranks)]
+    """`launch` a contender; every rank gets `asked`, and what all benchmarks of contenders ask for."""
     asked = {
         "vendors": options.vendors,
         "collectives": options.collectives,
@@ -201,13 +218,7 @@ def start(
         **asked,
     }
     python = options.gloo_python if asked["contender"] == "Gloo" else sys.executable
-    argv = [python, str(Path(script).resolve()), "--rank", json.dumps(asked)]
-    fixed = {"BENCH_HOST_OF_RANK": ",".join(map(str, hosts)), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    try:
-        done = site.run(per_host, argv, {**fixed, **(environ or {})}, options.timeout)
-        return done.stdout, f"exit status {done.returncode}"
-    except subprocess.TimeoutExpired as error:
-        return str(error.output or ""), f"not done after {options.timeout:g} s"
+    return launch(site, script, per_host, asked, options.timeout, environ, python)
 
 
 def has_torch(python: str) -> bool:
@@ -236,22 +247,27 @@ def machine() -> dict[str, Any]:
     }
 
 
-def add_options(parser: argparse.ArgumentParser, collectives: Sequence[str], default: Sequence[str]) -> None:
-    """What every benchmark of contenders over several hosts can be asked."""
+def add_site_options(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark over several hosts can be asked."""
     parser.add_argument(
         "--lab", default=os.environ.get("HETCOMM_LAB"), help="the script that makes hosts (HETCOMM_LAB)"
     )
     parser.add_argument("--hosts", nargs="+", help="real hosts in place of the script's; the first one is this one")
-    parser.add_argument("--collectives", nargs="+", default=default, choices=collectives)
-    parser.add_argument("--contenders", nargs="+", default=["hetcomm", "Open MPI", "Gloo"])
     parser.add_argument("--bytes", type=int, default=64 << 20, help="S (64 MiB)")
-    parser.add_argument("--interface", default="", help="Gloo's, and whose bytes are counted; all if not given")
-    parser.add_argument("--port", type=int, default=29511, help="where Gloo's ranks meet, on the first host")
-    parser.add_argument("--gloo-python", default=sys.executable, help="a Python that has torch")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one job")
     parser.add_argument("--json", help="write everything to this file")
     parser.add_argument("--plot", help="draw the picture to this file (.png or .svg; needs matplotlib)")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
+
+
+def add_options(parser: argparse.ArgumentParser, collectives: Sequence[str], default: Sequence[str]) -> None:
+    """What every benchmark of contenders over several hosts can be asked."""
+    add_site_options(parser)
+    parser.add_argument("--collectives", nargs="+", default=default, choices=collectives)
+    parser.add_argument("--contenders", nargs="+", default=["hetcomm", "Open MPI", "Gloo"])
+    parser.add_argument("--interface", default="", help="Gloo's, and whose bytes are counted; all if not given")
+    parser.add_argument("--port", type=int, default=29511, help="where Gloo's ranks meet, on the first host")
+    parser.add_argument("--gloo-python", default=sys.executable, help="a Python that has torch")
 
 
 def absent(options: argparse.Namespace) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The one loop in which a process waits: spin, then yield the processor, then sleep, until done or too late.
 
 Vendors are polled and the transport is progressed by whoever waits, so a wait costs the other work nothing. Ranks may
-outnumber the cores: after a short spin every turn gives the processor away.
+outnumber the cores: after a short spin every turn gives the processor away, and sleeps get longer, since looking costs
+time that ranks with something to do could use.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ __all__ = ["Mover", "Progress", "Pump", "wait"]
 
 _SPINS: Final = 2  # turns before the first look at the clock and the first yield: some microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
-_SLEEP: Final = 50e-6  # seconds
-_DROWSY: Final = 1.0  # seconds after which sleeps grow
+_SLEEP: Final = 50e-6  # seconds, the shortest
 _LONG_SLEEP: Final = 1e-3
+_PATIENCE: Final = 0.005  # of the time waited so far: what a sleep may add to it
 
 _VENDOR_TURNS: Final = 16  # idle turns between two looks at the vendors
 
@@ -191,4 +192,4 @@ def wait(
         if now - begun < _YIELDING or moved:
             _sched_yield()
         else:
-            time.sleep(_SLEEP if now - begun < _DROWSY else _LONG_SLEEP)
+            time.sleep(min(_LONG_SLEEP, max(_SLEEP, _PATIENCE * (now - begun))))
