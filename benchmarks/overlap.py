@@ -14,7 +14,7 @@ in turn:
 home            the home phase alone: the vendor's reduce to the border rank and its broadcast from it
 border          the border phase alone: an all_reduce of S between the two border ranks
 three calls     home reduce, all_reduce between the border ranks, home broadcast, as three calls
-sequential      hetcomm's plan in one chunk (`Tuning(max_chunks=1)`), run by `Communicator.use_schedule`
+sequential      hetcomm's plan with one chunk (`Tuning.max_chunks`), by `Communicator.use_schedule`
 pipelined       hetcomm's all_reduce as it comes, in chunks that overlap
 ==============  ========================================================================================
 
@@ -35,6 +35,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,11 @@ def one_chunk(topology: Any, count: int) -> Any:
     """hetcomm's plan of an all_reduce of `count` float32 without a pipeline."""
     from hetcomm.schedule.collective import Collective, CollectiveKind
     from hetcomm.topology import select
-    from hetcomm.topology.tuning import Tuning
+    from hetcomm.topology.tuning import on
     from hetcomm.types import DataType, ReduceKind
 
     what = Collective(CollectiveKind.ALL_REDUCE, topology.nranks, count, DataType.FLOAT32, ReduceKind.SUM)
-    return select.schedule(what, topology, Tuning(max_chunks=1))
+    return select.schedule(what, topology, replace(on(topology), max_chunks=1))
 
 
 def rank_main(asked: Mapping[str, Any]) -> None:
@@ -85,8 +86,8 @@ def rank_main(asked: Mapping[str, Any]) -> None:
         assert home is not None
         assert alone is not None
         alone.use_schedule(one_chunk(topology, count))
-        given, partial, got = np.full(count, comm.rank + 1.0, np.float32), np.zeros((2, count), np.float32), None
-        got = np.zeros(count, np.float32)
+        given, got = np.full(count, comm.rank + 1.0, np.float32), np.zeros(count, np.float32)
+        partial = np.zeros((2, count), np.float32)
 
         def border() -> None:
             if across is not None:

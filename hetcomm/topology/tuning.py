@@ -12,7 +12,8 @@ more, or more than          any                        all_reduce, reduce_scatte
 `many_border_ranks`                                    broadcast, reduce: binomial tree or two binary trees
 ==========================  =========================  ====================================================
 
-Where all ranks share the memory of one host there is no slow link to save, and every byte that a library copies once
+Where the vendors of all clusters take host memory, border ranks add the partials of other clusters by themselves. Where
+all ranks share the memory of one host, there is no slow link to save, and every byte that a library copies once
 more counts: vendor calls are written out as messages, border ranks add by themselves, and nobody passes on what another
 rank can fetch.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass, replace
 from hetcomm.errors import UsageError
 from hetcomm.topology.model import Topology
 
-__all__ = ["ON_ONE_HOST", "RULES", "Tuning", "on"]
+__all__ = ["ON_HOSTS", "ON_ONE_HOST", "RULES", "Tuning", "on"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,15 @@ class Tuning:
 
 
 RULES = Tuning()
-"""What holds without a calibration, unless all ranks are on one host."""
+"""What holds without a calibration where a cluster's memory is a device's."""
+
+ON_HOSTS = Tuning(local_reduction=True)
+"""What holds where the vendors of all clusters take host memory: there an addition costs less than a call that adds."""
 
 ON_ONE_HOST = Tuning(
     few_steps_bytes=1 << 20, chunk_bytes=4 << 20, local_reduction=True, inline_bytes=1 << 62, direct_exchange=True
 )
-"""What holds there, for clusters of vendors of host memory all of whose ranks are border ranks."""
+"""What holds where these are all on one host, and all their ranks are border ranks."""
 
 _HOST_VENDORS = frozenset({"gloo", "mpi", "oneccl", "ucx"})
 _CALL_BYTES = 16 << 20  # a chunk where vendors are called on one host
@@ -105,11 +109,10 @@ def on(topology: Topology, rules: Tuning = RULES) -> Tuning:
     `rules` are those of the job. If they are others than `RULES`, somebody has said which calls are written out: on one
     host too it is only those, and the vendors add.
     """
-    hosts = {host for cluster in topology.clusters for host in cluster.hosts}
-    fits = all(
-        cluster.hosts and cluster.vendor in _HOST_VENDORS and len(cluster.border) == len(cluster)
-        for cluster in topology.clusters
-    )
-    if len(topology.clusters) == 1 or not fits or len(hosts) > 1:
+    clusters = topology.clusters
+    if len(clusters) == 1 or any(cluster.vendor not in _HOST_VENDORS for cluster in clusters):
         return rules
+    hosts = {host for cluster in clusters for host in cluster.hosts}
+    if len(hosts) > 1 or not all(cluster.hosts and len(cluster.border) == len(cluster) for cluster in clusters):
+        return ON_HOSTS if rules == RULES else rules
     return ON_ONE_HOST if rules == RULES else replace(rules, chunk_bytes=_CALL_BYTES, direct_exchange=True)

@@ -17,7 +17,7 @@ from hetcomm.topology import bounds
 from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.topology.select import schedule
-from hetcomm.topology.tuning import ON_ONE_HOST, RULES, Tuning, on
+from hetcomm.topology.tuning import ON_HOSTS, ON_ONE_HOST, RULES, Tuning, on
 
 
 def two_clusters(vendors: tuple[str, str] = ("mpi", "oneccl"), hosts: str = "aaaa", border: int = 2) -> Topology:
@@ -37,11 +37,11 @@ def two_clusters(vendors: tuple[str, str] = ("mpi", "oneccl"), hosts: str = "aaa
 
 def test_one_host_is_what_shares_memory_and_no_uplink() -> None:
     assert on(two_clusters()) is ON_ONE_HOST
-    assert on(two_clusters(hosts="aabb")) is RULES
-    assert on(two_clusters(hosts="aaab")) is RULES
-    assert on(two_clusters(hosts="")) is RULES
+    assert on(two_clusters(hosts="aabb")) is ON_HOSTS
+    assert on(two_clusters(hosts="aaab")) is ON_HOSTS
+    assert on(two_clusters(hosts="")) is ON_HOSTS
+    assert on(two_clusters(border=1)) is ON_HOSTS
     assert on(two_clusters(vendors=("mpi", "nccl"))) is RULES
-    assert on(two_clusters(border=1)) is RULES
     assert on(Topology(two_clusters().clusters[:1])) is RULES
 
 
