@@ -23,7 +23,7 @@ _SPINS: Final = 2  # turns before the first look at the clock and the first yiel
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
 _SLEEP: Final = 50e-6  # seconds, the shortest
 _LONG_SLEEP: Final = 1e-3
-_PATIENCE: Final = 0.005  # of the time waited so far: what a sleep may add to it
+_PATIENCE: Final = 0.01  # of the time waited so far: what a sleep may add to it
 
 _VENDOR_TURNS: Final = 16  # idle turns between two looks at the vendors
 
