@@ -29,7 +29,8 @@ from hetcomm.topology import flat
 __all__ = ["inline"]
 
 _FIRST_CHANNEL = 8  # those before are the planners'
-_CALLS = 124  # of one communicator that have channels of their own; there are 256
+_OF_A_CALL = 2  # channels of a flat program
+_CALLS = 62  # of one communicator that have channels of their own; there are 256
 _ROOMS = 4  # calls that have scratch of their own: as many as are under way at one time
 
 
@@ -58,13 +59,14 @@ def inline(program: Program, communicators: Mapping[CommId, Sequence[int]]) -> P
             continue
         number = calls.total()
         part, scratch = flats[number], program.scratch_count + number % _ROOMS * room
-        channel = _FIRST_CHANNEL + 2 * (calls[step.comm] % _CALLS) + (step.comm.role is CommRole.BORDER)
+        turn = 2 * (calls[step.comm] % _CALLS) + (step.comm.role is CommRole.BORDER)
         calls[step.comm] += 1
-        steps += (_moved(each, step, communicators[step.comm], scratch, channel) for each in part.steps)
+        first = _FIRST_CHANNEL + _OF_A_CALL * turn
+        steps += (_moved(each, step, communicators[step.comm], scratch, first) for each in part.steps)
     return replace(program, steps=tuple(steps), scratch_count=program.scratch_count + min(len(flats), _ROOMS) * room)
 
 
-def _moved(step: Step, call: VendorCall, members: Sequence[int], scratch: int, channel: int) -> Step:
+def _moved(step: Step, call: VendorCall, members: Sequence[int], scratch: int, first: int) -> Step:
     """A step of a flat program, in terms of the program that it is written into."""
 
     def at(slice_: Slice) -> Slice:
@@ -75,10 +77,10 @@ def _moved(step: Step, call: VendorCall, members: Sequence[int], scratch: int, c
         return whole.part(slice_.offset, slice_.count)
 
     match step:
-        case Send(src, peer, _):
-            return Send(at(src), members[peer], channel)
-        case Recv(dst, peer, _):
-            return Recv(at(dst), members[peer], channel)
+        case Send(src, peer, channel):
+            return Send(at(src), members[peer], first + channel)
+        case Recv(dst, peer, channel):
+            return Recv(at(dst), members[peer], first + channel)
         case Fill(dst, op):
             return Fill(at(dst), op)
         case Copy(src, dst, scale):

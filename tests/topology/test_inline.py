@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -12,12 +13,14 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, CommId, CommRole, Program, Schedule, Slice, VendorCall
 from hetcomm.schedule.verify import verify
 from hetcomm.testing import strategies
+from hetcomm.topology import flat, ring
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration, CallCost, Line
 from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.topology.pricing import best
 from hetcomm.topology.select import schedule
+from hetcomm.topology.tuning import ON_ONE_HOST, RULES
 from hetcomm.types import DataType, ReduceKind
 
 
@@ -39,6 +42,36 @@ def test_any_clusters_may_write_their_calls_out(data: st.DataObject) -> None:
     for program in programs:
         if chosen[topology.cluster_index(program.rank)]:
             assert not any(isinstance(step, VendorCall) for step in program.steps)
+
+
+@pytest.mark.parametrize("kind", list(CollectiveKind), ids=lambda kind: kind.value)
+def test_long_vectors_in_many_pieces_are_proved(kind: CollectiveKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat, "SMALL_BYTES", 64)
+    monkeypatch.setattr(ring, "PIECE_BYTES", 256)
+    for sizes, in_place in (((3,), False), ((2, 2), False), ((3, 1), True), ((3, 4, 2), False)):
+        ends = list(accumulate(sizes, initial=0))
+        topology = Topology(
+            tuple(
+                Cluster(f"c{first}", "mpi", range(first, last), tuple(Uplink(rank) for rank in range(first, last)))
+                for first, last in pairwise(ends)
+            )
+        )
+        op, root = ReduceKind.SUM if kind.reduces else None, 1 if kind.has_root else None
+        for count in (1003, 1200):
+            collective = Collective(kind, ends[-1], count, DataType.FLOAT32, op, root, in_place=in_place)
+            for tuning in (RULES, ON_ONE_HOST, replace(ON_ONE_HOST, few_steps_bytes=0, chunk_bytes=2000)):
+                whole = schedule(collective, topology, tuning)
+                programs = tuple(inline(program, whole.communicators) for program in whole.programs)
+                verify(Schedule(collective, programs, whole.communicators))
+                assert max((getattr(step, "channel", 0) for each in programs for step in each.steps), default=0) <= 255
+
+
+def test_flat_programs_have_two_channels() -> None:
+    for kind in CollectiveKind:
+        op, root = ReduceKind.SUM if kind.reduces else None, 1 if kind.has_root else None
+        for count in (3, 1 << 20):
+            for step in flat.plan(Collective(kind, 3, count, DataType.FLOAT32, op, root), 2).steps:
+                assert getattr(step, "channel", 0) in (0, 1)
 
 
 def test_any_number_of_calls_shares_channels_and_scratch() -> None:
