@@ -45,14 +45,15 @@ def test_memory_tells_growth_from_noise() -> None:
     memory = program("memory")
     first = memory.Point(0, 1 << 26, 100_000, 5000, 0)
 
-    def faults(**later: int) -> list[str]:
+    def faults(name: str = "small", **later: int) -> list[str]:
         last = {**asdict(first), "calls": 100_000, **later}
-        found: list[str] = memory.faults({"points": [asdict(first), last]})
+        found: list[str] = memory.faults(name, {"points": [asdict(first), last]})
         return found
 
     assert faults(rss=(1 << 26) + 4096, blocks=100_400) == []
     assert "RSS" in faults(rss=1 << 27)[0]
     assert "blocks" in faults(blocks=200_000)[0]
+    assert faults("new", blocks=200_000) == []  # one for each plan is said to stay
     assert "under way" in faults(under_way=1)[0]
 
 
