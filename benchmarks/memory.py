@@ -15,7 +15,8 @@ mixed               five collectives, out of place and in place, of 16 sizes up 
 persistent          start and wait of one request
 async               all_reduce with `async_op`, eight under way at once
 send_recv           send_recv of 8 bytes and of 16 KiB
-new                 all_reduce of a length that has not been seen before: plans are made and dropped
+new                 all_reduce of a length that has not been seen before: plans are made and dropped (of these calls
+                    tracemalloc also counts the plans that are kept, but not those that they have replaced)
 refused             a call whose arguments one rank refuses, which is raised on both and leaves the communicator usable
 ==================  ===================================================================================================
 """
