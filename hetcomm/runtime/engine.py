@@ -323,6 +323,7 @@ class Engine(UnderWay):
                 raise
             finally:
                 self._current = None
+        self._tidy()
         failure = work.exception()
         if failure is not None:
             raise failure
@@ -375,10 +376,7 @@ class Engine(UnderWay):
             if self.pending or self.unposted:
                 self.begin()
             works = self._background
-            while works and works[0].over:
-                works.popleft()
-            if not works:
-                self._pump.rest(self)
+            self._tidy()
             self._move_some(range(min(len(works), _PER_TURN)))  # in front is what the others wait for
             rest = len(works) - _PER_TURN
             if rest > 0:
@@ -387,6 +385,14 @@ class Engine(UnderWay):
         except BaseException as error:
             self.give_up(error)
             raise
+
+    def _tidy(self) -> None:
+        """Forget the works in the background that are over; without any, the express way is free again."""
+        works = self._background
+        while works and works[0].over:
+            works.popleft()
+        if not works:
+            self._pump.rest(self)
 
     def _move_some(self, places: Iterable[int]) -> None:
         """Move the works at some places of the background, at least one of them, until a little time has passed.
