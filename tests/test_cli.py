@@ -42,7 +42,7 @@ def test_plan_shows_the_rank_asked_for() -> None:
     assert result.exit_code == 0, result.output
     assert "rank 4, border rank of middle" in result.output
     assert "rank 0," not in result.output
-    assert "border:middle" in result.output
+    assert "home:middle" in result.output
 
 
 def test_plan_json_is_the_whole_schedule() -> None:

@@ -27,7 +27,7 @@ _BUFFERS = {Buffer.IN: 0, Buffer.OUT: 1, Buffer.SCRATCH: 2}
 def script_of(bound: BoundProgram, transport: Transport, peers: Any) -> Script | None:
     """`bound` as a script of the transport's; None if the transport has none, or the program calls a vendor."""
     make = getattr(transport, "script", None)
-    if make is None or bound.vendor_calls or not bound.steps:
+    if make is None or bound.vendor_calls:
         return None
     made: Script = make([_described(bound, index, peers) for index in range(len(bound.steps))])
     return made

@@ -79,7 +79,7 @@ def test_a_schedule_from_a_file_runs(tmp_path: Path) -> None:
 
     for algorithms in run_threads(TOPOLOGY, job):
         assert algorithms[0].startswith("imported by hand ")
-        assert algorithms[1] == "hierarchical all_reduce"
+        assert algorithms[1] == "mutual all_reduce"
 
 
 def test_a_wrong_schedule_is_refused_with_its_counterexample_and_nothing_is_run(tmp_path: Path) -> None:
