@@ -74,7 +74,8 @@ def plan(collective: Collective, rank: int) -> Program:
         case CollectiveKind.BROADCAST:
             name = _binomial_broadcast(builder, source, target) if small else _scattered(builder, source, target)
         case CollectiveKind.ALL_GATHER:
-            name = _bruck(builder, source, target) if small else _ring_all_gather(builder, source, target)
+            few = small and collective.nranks > 2  # two ranks exchange, in place
+            name = _bruck(builder, source, target) if few else _ring_all_gather(builder, source, target)
         case CollectiveKind.REDUCE_SCATTER:
             name = _pairwise(builder, source, target) if small else _ring_reduce_scatter(builder, source, target)
         case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:

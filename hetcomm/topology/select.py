@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from hetcomm.errors import TopologyError
@@ -32,6 +33,8 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
         return home.plan(collective, topology, rank)
     if collective.kind in _EXCHANGES:
         return flat.direct(collective, rank) if tuning.direct_exchange else exchange.plan(collective, topology, rank)
+    if tuning.is_narrow(collective):
+        topology = _narrowed(topology, collective.root)
     if is_large(topology, tuning):
         if circulant.fits(collective, topology):
             return circulant.plan(collective, topology, rank)
@@ -40,6 +43,16 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
     if mutual.fits(collective, topology, tuning):
         return mutual.plan(collective, topology, rank)
     return hierarchical.plan(collective, topology, rank, tuning)
+
+
+@lru_cache(maxsize=64)
+def _narrowed(topology: Topology, root: int | None) -> Topology:
+    """The topology with one border rank in each cluster, which is the root in its own if it is one there."""
+    clusters = []
+    for cluster in topology.clusters:
+        chosen = [uplink for uplink in cluster.uplinks if uplink.rank == root] or cluster.uplinks[:1]
+        clusters.append(replace(cluster, uplinks=tuple(chosen)))
+    return Topology(tuple(clusters))
 
 
 def is_large(topology: Topology, tuning: Tuning = RULES) -> bool:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hetcomm.errors import UsageError
+from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.topology.model import Topology
 
 __all__ = ["ON_HOSTS", "ON_ONE_HOST", "RULES", "Tuning", "on"]
@@ -43,6 +44,9 @@ class Tuning:
             ranks, times the bytes of the vector, is at most this: messages that run in C cost less there than calls.
         direct_exchange: A gather, scatter or all_to_all goes straight from rank to rank, rather than by way of border
             ranks. It moves the same bytes between clusters.
+        narrow_broadcast_bytes: The longest vector of a broadcast for which one border rank of a cluster is used: where
+            there are no uplinks to share it out over, fewer messages count.
+        narrow_reduce_bytes: The same of a reduce, whose border ranks also share the additions.
         local_reduction: Border ranks with equal uplinks add up the partials of other clusters by themselves, in place
             of their vendor.
 
@@ -58,11 +62,15 @@ class Tuning:
     local_reduction: bool = False
     inline_bytes: int = 4 << 20  # 1 MiB in a cluster of four ranks
     direct_exchange: bool = False
+    narrow_broadcast_bytes: int = 0
+    narrow_reduce_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
             ("few_steps_bytes", 0),
             ("inline_bytes", 0),
+            ("narrow_broadcast_bytes", 0),
+            ("narrow_reduce_bytes", 0),
             ("chunk_bytes", 1),
             ("max_chunks", 1),
             ("many_clusters", 1),
@@ -74,6 +82,14 @@ class Tuning:
     def is_inlined(self, nbytes: int, nranks: int) -> bool:
         """Whether calls for a vector are written out in a cluster of so many ranks."""
         return nbytes * nranks <= self.inline_bytes
+
+    def is_narrow(self, collective: Collective) -> bool:
+        """Whether one border rank of a cluster is used."""
+        most = {
+            CollectiveKind.BROADCAST: self.narrow_broadcast_bytes,
+            CollectiveKind.REDUCE: self.narrow_reduce_bytes,
+        }
+        return collective.total * collective.dtype.itemsize <= most.get(collective.kind, -1)
 
     def is_small(self, nbytes: int) -> bool:
         """Whether the fewest steps count."""
@@ -95,7 +111,13 @@ ON_HOSTS = Tuning(local_reduction=True)
 """What holds where the vendors of all clusters take host memory: there an addition costs less than a call that adds."""
 
 ON_ONE_HOST = Tuning(
-    few_steps_bytes=1 << 20, chunk_bytes=4 << 20, local_reduction=True, inline_bytes=1 << 62, direct_exchange=True
+    few_steps_bytes=1 << 20,
+    chunk_bytes=4 << 20,
+    local_reduction=True,
+    inline_bytes=1 << 62,
+    direct_exchange=True,
+    narrow_broadcast_bytes=1 << 20,
+    narrow_reduce_bytes=4 << 10,
 )
 """What holds where these are all on one host, and all their ranks are border ranks."""
 
