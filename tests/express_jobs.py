@@ -108,7 +108,7 @@ def bad_arguments() -> dict[str, str]:
             "overlapping": lambda: comm.all_reduce(long[: 4 * comm.nranks], long[1 : 4 * comm.nranks + 1]),
             "another dtype": lambda: comm.all_reduce(a, b.astype("f4")),
             "another length": lambda: comm.all_reduce(a, b[:-1]),
-            "another op": lambda: comm.all_reduce(a, b, "som"),
+            "another op": lambda: comm.all_reduce(a, b, "median"),
             "no array": lambda: comm.all_reduce(a, [1, 2]),
             "no root": lambda: comm.broadcast(a, comm.nranks),
         }
