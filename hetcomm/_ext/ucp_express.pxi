@@ -32,6 +32,7 @@ cdef enum:
     HISTORY = 1024               # calls whose intents are remembered
     LESSONS = 256                # calls that are known: a power of two
     FEW_TURNS = 8                # of a wait in which the GIL is held, and in which nothing is yielded
+    VENDOR_TURNS = 100           # polls of a vendor's operation before the first yield: as many as a raw call has
     LOOK_TURNS = 15              # a mask: idle turns between two looks at the clock and the mailbox
 
 cdef double PATIENCE_SECONDS = 0.02  # after which a call is handed over
@@ -427,6 +428,7 @@ cdef class Express:
                     elif time > end:
                         self._hand_over(lesson, operation, pair, a, b, None, True)
                         return True
+                if turn > VENDOR_TURNS:
                     with nogil:
                         sched_yield()
         except Exception as error:
