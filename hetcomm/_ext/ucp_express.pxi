@@ -201,7 +201,6 @@ cdef class Express:
 
     cdef bint _read(self, Key* key, Pair* pair, int kind, object a, object b, object first, object second) except -1:
         """What the arguments look like; False if they are not what this way is for."""
-        cdef Py_ssize_t size
         cdef char* start_a
         cdef char* start_b
         memset(key, 0, sizeof(Key))
@@ -408,34 +407,38 @@ cdef class Express:
     cdef bint _call_vendor(self, Lesson lesson, Pair* pair, object a, object b) except -1:
         """The same for a call that is nothing but a vendor's."""
         cdef Ledger ledger = self.ledger
-        cdef int turn
-        cdef double end = 0
         ledger._count(lesson.intent)
         ledger.runs += 1
         ledger.weight += 1
-        operation = None
+        operation = failure = None
         try:
             source = self._memory(lesson, 0, pair, lesson.source)
             operation = lesson.start(lesson.collective, source, self._memory(lesson, 1, pair, lesson.target))
-            test = operation.test
-            turn = 0
-            while not test():
-                turn += 1
-                if turn & LOOK_TURNS == 0:
-                    time = now()
-                    if end == 0:
-                        end = time + PATIENCE_SECONDS
-                    elif time > end:
-                        self._hand_over(lesson, operation, pair, a, b, None, True)
-                        return True
-                if turn > VENDOR_TURNS:
-                    with nogil:
-                        sched_yield()
+            over = self._poll_vendor(operation.test)
         except Exception as error:
-            self._hand_over(lesson, operation, pair, a, b, error, True)
+            over, failure = False, error
+        if not over:  # outside of the try: what the engine raises is the end of the call
+            self._hand_over(lesson, operation, pair, a, b, failure, True)
             return True
         ledger.calls += 1
         ledger.sent += lesson.sent
+        return True
+
+    cdef bint _poll_vendor(self, object test) except -1:
+        """Ask a vendor's operation until it is over; False if that takes long."""
+        cdef unsigned int turn = 0
+        cdef double end = 0, time
+        while not test():
+            turn += 1
+            if turn & LOOK_TURNS == 0:
+                time = now()
+                if end == 0:
+                    end = time + PATIENCE_SECONDS
+                elif time > end:
+                    return False
+            if turn > VENDOR_TURNS:
+                with nogil:
+                    sched_yield()
         return True
 
     cdef object _memory(self, Lesson lesson, int place, Pair* pair, int which):
