@@ -14,6 +14,7 @@ from hetcomm.errors import (
     UsageError,
     VendorError,
 )
+from hetcomm.runtime.shared import shared_empty
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import (
     AVG,
@@ -66,4 +67,5 @@ __all__ = [
     "Work",
     "init",
     "premul_sum",
+    "shared_empty",
 ]

@@ -7,11 +7,25 @@ from hetcomm.devices.base import Event
 from hetcomm.transport.base import Request as _AnyRequest
 from hetcomm.types import Memory
 
-__all__ = ["SHARED", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve"]
+__all__ = [
+    "SHARED",
+    "SHELF_NBYTES",
+    "Express",
+    "Ledger",
+    "Peer",
+    "Registration",
+    "Request",
+    "Standing",
+    "Worker",
+    "resolve",
+    "share",
+]
 
 SHARED: bytes
+SHELF_NBYTES: int
 
 def resolve(path: str) -> tuple[int, int, int]: ...
+def share(address: int, nbytes: int, fd: int) -> None: ...
 def _run_loop(dtype: str, what: str, dst: int, src: int, count: int, value: bytes, plain: bool) -> None: ...
 
 @final
@@ -131,6 +145,7 @@ class Worker:
     ) -> int: ...
     def wait(self, requests: Sequence[_AnyRequest], timeout: float) -> None: ...
     def script(self, steps: list[dict[str, object]]) -> Script: ...
+    def lend(self, memory: object) -> None: ...
     @property
     def has_registrations(self) -> bool: ...
     def progress(self) -> bool: ...

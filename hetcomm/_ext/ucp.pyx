@@ -14,8 +14,8 @@ and it does not notice zombies. What a dead peer has already sent is still recei
 fails.
 
 The files: `ucp_library.pxi` which library; `ucp_peers.pxi` endpoints; `ucp_engine.pxi` the worker that is progressed
-and waited for; `ucp_memory.pxi` registrations; `ucp_requests.pxi` messages and their errors; `ucp_script.pxi`
-whole programs of messages; `ucp_express.pxi` whole calls; here what Python calls.
+and waited for; `ucp_memory.pxi` registrations; `ucp_shared.pxi` what is read where it lies; `ucp_requests.pxi` messages
+and their errors; `ucp_script.pxi` whole programs of messages; `ucp_express.pxi` whole calls; here what Python calls.
 
 One thread at a time may use a worker. A second one gets a `TransportError` and changes nothing.
 """
@@ -37,7 +37,10 @@ from hetcomm._ext.ucp_wait cimport *
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
 
-__all__ = ["SHARED", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve"]
+__all__ = [
+    "SHARED", "SHELF_NBYTES", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve",
+    "share",
+]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xF << 44  # of a class that hetcomm.runtime.tags leaves free
 cdef double PROOF_SECONDS = 1.0
@@ -45,11 +48,14 @@ cdef double SHARED_SECONDS = 0.0005  # between looks at messages that the owner 
 
 include "ucp_library.pxi"
 include "ucp_peers.pxi"
+include "ucp_shared.pxi"
 include "ucp_engine.pxi"
 include "ucp_memory.pxi"
 include "ucp_requests.pxi"
 include "ucp_script.pxi"
 include "ucp_express.pxi"
+
+SHELF_NBYTES = SLOTS * MOST_SHELVED
 
 
 cdef enum:
@@ -261,8 +267,10 @@ cdef class Worker:
         if handle == NULL and not is_recv:
             return self._done
         request = self._request(peer, handle, nbytes, tag, is_recv, keep)
+        request.address = <void*>address
         if handle == NULL:
             request.moved = info.length
+            request._take(keep)
         elif request.handle != NULL and memory is not None:
             memory.uses += 1
             request.memory = memory
@@ -467,6 +475,21 @@ cdef class Worker:
         """
         return _script(self, steps)
 
+    def lend(self, object memory):
+        """Let scripts copy messages to shared memory (`share`), for peers on this machine to take them from there.
+
+        Args:
+            memory: A writable buffer in it of at least `SHELF_NBYTES` bytes, which is kept until `close`.
+        """
+        cdef Py_buffer view
+        _export(memory, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "lend")
+        try:
+            if view.len < SHELF_NBYTES:
+                raise UsageError(f"a shelf has {SHELF_NBYTES} bytes; {view.len} were given")
+            self._engine.shelf.open(<char*>view.buf, memory)
+        finally:
+            PyBuffer_Release(&view)
+
     @property
     def has_registrations(self):
         """Whether memory is registered that messages must say they use."""
@@ -648,6 +671,7 @@ cdef class Worker:
             request.handle = NULL
             request.status = UCS_ERR_CANCELED
         self._inflight.clear()
+        self._engine.shelf = Shelf.__new__(Shelf)
         self._engine.close()
 
     def __del__(self):

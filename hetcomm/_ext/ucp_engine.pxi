@@ -21,6 +21,8 @@ cdef class Engine:
     cdef bytes address
     cdef dict peers
     cdef unsigned int failures
+    cdef Views views            # of memory that peers share
+    cdef Shelf shelf
     cdef Watch watch
     cdef object interruption
     cdef object companion
@@ -29,6 +31,7 @@ cdef class Engine:
         self.memory_types = 1 << UCS_MEMORY_TYPE_HOST
         self.peers = {}
         self.watch = Watch()
+        self.shelf = Shelf.__new__(Shelf)
 
     cdef tuple open(self, dict options):
         """Make a context and a worker; returns the names of the options this UCX does not know."""
@@ -199,6 +202,23 @@ cdef class Engine:
                 finally:
                     ucp_request_free(handle)
             peer.sent = False
+        self.clear_shelf(deadline)
+        return 0
+
+    cdef int clear_shelf(self, double deadline) except -1:
+        """Wait until what is on the shelf has been taken."""
+        cdef Waiter waiter = wait_for(deadline - now(), self.companion is not None)
+        cdef int turn = GO_ON
+        with nogil:
+            while turn == GO_ON and not self.shelf.is_idle():
+                turn = self.turn(&waiter)
+        if turn == INTERRUPTED:
+            self.raise_interruption()
+        if turn == LATE:
+            raise CollectiveTimeoutError(
+                "what was sent to processes of this machine was not taken in time",
+                remedy="See whether they are alive and receiving.",
+            )
         return 0
 
     cdef int disconnect(self, double timeout) except -1:
@@ -239,6 +259,7 @@ cdef class Engine:
 
     cdef int close(self) except -1:
         """Destroy what `open` made, after `disconnect`; forget what was adopted."""
+        self.shelf.close(self.worker)
         self.peers.clear()
         if self.owned:
             with nogil:
@@ -247,4 +268,5 @@ cdef class Engine:
         self.worker = NULL
         self.context = NULL
         self.watch.count = 0
+        forget_views(&self.views)
         return 0

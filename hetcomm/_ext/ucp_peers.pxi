@@ -8,6 +8,7 @@ cdef extern from "<stdio.h>" nogil:
 
 OWN = b"HCU1"                  # magic of a worker that hetcomm has made,
 SHARED = b"HCS1"               # and of one that it shares
+cdef tuple SHARES_MEMORY = ("posix", "sysv", "xpmem", "unknown")  # lanes
 cdef Py_ssize_t MAGIC = 4
 cdef Py_ssize_t HEADER = 32    # magic, boot id, process namespace, process id
 
@@ -21,6 +22,8 @@ cdef struct Link:
     ucp_ep_h ep
     ucs_status_t failed
     unsigned int* failures
+    bint sees            # whether it may see memory that this process shares: it has not said no
+    bint has_seen        # and it has said yes
 
 
 cdef void _on_peer_failure(void* argument, ucp_ep_h ep, ucs_status_t status) noexcept nogil:
@@ -122,6 +125,7 @@ cdef class Peer:
             self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
         if ep != NULL:
             self.link.ep = ep
+            self.link.sees = is_local and self.shares_memory(own)
             return 0
         memset(&params, 0, sizeof(params))
         params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLER
@@ -142,7 +146,12 @@ cdef class Peer:
                 peer=self.number,
                 remedy="Look at UCX_TLS and UCX_NET_DEVICES on both sides; 'hetcomm doctor' shows the transports.",
             )
+        self.link.sees = is_local and self.shares_memory(own)
         return 0
+
+    cdef bint shares_memory(self, bytes own) except -1:
+        """Whether it is another worker that UCX reaches through memory that both share, as far as is known."""
+        return self.address != own and any([lane.startswith(SHARES_MEMORY) for lane in self.lanes()])
 
     cdef int watch_process(self, int pid, Watch watch) except -1:
         try:

@@ -10,6 +10,7 @@ cdef class Request:
     cdef Peer peer
     cdef Registration memory
     cdef object keep
+    cdef void* address
     cdef void* handle          # NULL once UCX is done with it
     cdef ucs_status_t status   # in progress, or what its owner is told
     cdef bint is_recv
@@ -56,10 +57,44 @@ cdef class Request:
                 status = ucp_request_check_status(self.handle)
                 self.moved = self.posted if status == UCS_OK else 0
             if status != UCS_INPROGRESS:
+                keep = self.keep
                 self._settle(status)
+                if self.status == UCS_OK and self.is_recv:
+                    self._take(keep)
             elif self.peer.link.failed != UCS_OK and self.status == UCS_INPROGRESS:
                 ucp_request_cancel(self.worker._engine.worker, self.handle)
                 self.status = self.peer.link.failed
+        return 0
+
+    cdef int _take(self, object keep) except -1:
+        """If what has arrived is an offer, take it, or receive what follows; `keep` owns the memory."""
+        cdef ucp_request_param_t param
+        cdef ucp_tag_recv_info_t info
+        cdef Offer offer
+        cdef const char* src
+        cdef void* handle
+        if self.moved == self.posted or self.tag & CLASS != COLLECTIVE or not is_offer(self.address, self.moved):
+            return 0
+        offer = (<Offer*>self.address)[0]
+        self.moved = offer.nbytes
+        src = see(&self.worker._engine.views, &offer) if offer.nbytes <= self.posted else NULL
+        if src != NULL:
+            copy_over(<char*>self.address, src, offer.nbytes)
+        if self.peer.link.failed == UCS_OK:
+            answer(self.peer.link.ep, &offer, &DECLINED if src == NULL and offer.nbytes <= self.posted else &TAKEN)
+        if src != NULL or offer.nbytes > self.posted:
+            return 0
+        param.op_attr_mask = UCP_OP_ATTR_FIELD_RECV_INFO
+        param.tag_info = &info
+        handle = ucp_tag_recv_nbx(
+            self.worker._engine.worker, self.address, self.posted, FOLLOWS | offer.number, <ucp_tag_t>-1, &param)
+        if handle == NULL:
+            self.moved = info.length
+        elif UCS_PTR_IS_ERR(handle):
+            self.status = UCS_PTR_STATUS(handle)
+        else:
+            self.handle, self.status, self.keep = handle, UCS_INPROGRESS, keep
+            self.worker._inflight.add(self)
         return 0
 
     cdef int _settle(self, ucs_status_t status) except -1:

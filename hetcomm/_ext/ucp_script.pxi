@@ -13,6 +13,11 @@ cdef enum:
 cdef enum:
     RUN_DONE, RUN_WAITS, RUN_FAILED
 
+cdef enum:
+    A_MESSAGE        # what is under way,
+    AN_OFFER         # that of one's own: its answer,
+    A_TRIFLE         # or what is sent and not waited for
+
 
 cdef struct Op:
     int kind
@@ -36,7 +41,10 @@ cdef struct Op:
 
 cdef struct Active:
     int op
+    int what
     void* handle
+    Offered* offered     # of an offer,
+    Slot* slot           # and where on the shelf it is; NULL: it is not
 
 
 @cython.final
@@ -113,6 +121,7 @@ cdef class Run:
     cdef int* waits
     cdef int* ready
     cdef Active* active
+    cdef Offered* offered  # one for each step; NULL before the first
     cdef object broken   # a request that failed, or an error
     cdef readonly object misfit
 
@@ -123,7 +132,7 @@ cdef class Run:
         self.script = script
         self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
         self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
-        self.active = <Active*>malloc((script.nops + 1) * sizeof(Active))
+        self.active = <Active*>malloc((2 * script.nops + 1) * sizeof(Active))
         if self.waits == NULL or self.ready == NULL or self.active == NULL:
             raise MemoryError()
 
@@ -131,6 +140,7 @@ cdef class Run:
         free(self.waits)
         free(self.ready)
         free(self.active)
+        free(self.offered)
 
     def test(self, bint patient):
         """Start what can be started and collect what has completed; whether all is done.
@@ -160,20 +170,25 @@ cdef class Run:
 
     def under_way(self):
         """The steps whose messages are under way."""
-        return [self.active[index].op for index in range(self.nactive)]
+        return [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
 
     def detach(self):
         """The messages under way, as requests; it is over."""
         cdef int index
-        requests = [self._request(self.active[index].op, self.active[index].handle) for index in range(self.nactive)]
+        requests = [self._request(&self.active[index]) for index in range(self.nactive)]
         self.nactive = self.nready = 0
         return requests
 
-    cdef Request _request(self, int index, void* handle):
-        cdef Op* op = &self.script.ops[index]
+    cdef Request _request(self, Active* active):
+        cdef Op* op = &self.script.ops[active.op]
         cdef Peer peer = <Peer>self.script.peers[op.peer]
-        return self.script.worker._request(
-            peer, handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
+        cdef Worker worker = self.script.worker
+        if active.what == A_MESSAGE:
+            return worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
+        if active.slot != NULL:
+            active.slot.handle, active.slot.held = NULL, False
+        keep = self, self.engine.shelf.keep
+        return worker._request(peer, active.handle, sizeof(Offer), op.tag | self.tag, active.what == AN_OFFER, keep)
 
     cdef int _raise(self) except -1:
         """Raise the error of what has failed."""
@@ -194,7 +209,7 @@ cdef class Run:
         found = []
         while index < self.nactive:
             if self.script.links[self.script.ops[self.active[index].op].peer].failed != UCS_OK:
-                request = self._request(self.active[index].op, self.active[index].handle)
+                request = self._request(&self.active[index])
                 self.nactive -= 1
                 self.active[index] = self.active[self.nactive]
                 request._look()
@@ -243,33 +258,71 @@ cdef class Run:
                     return state
                 index += state == RUN_WAITS  # else another has taken its place
             if not self.nready:
-                return RUN_WAITS if self.left else RUN_DONE
+                return RUN_WAITS if self.left or self.nactive else RUN_DONE
 
     cdef int _collect(self, int place) noexcept nogil:
         """Look at one message; RUN_DONE if it is over and gone from the list."""
-        cdef int index = self.active[place].op
-        cdef void* handle = self.active[place].handle
-        cdef Op* op = &self.script.ops[index]
+        cdef Active active = self.active[place]
+        cdef Op* op = &self.script.ops[active.op]
         cdef ucp_tag_recv_info_t info
         cdef ucs_status_t status
-        if op.kind == DO_RECV:
-            status = ucp_tag_recv_request_test(handle, &info)
+        cdef int state
+        if active.what == AN_OFFER or (active.what == A_MESSAGE and op.kind == DO_RECV):
+            status = ucp_tag_recv_request_test(active.handle, &info)
         else:
-            status = ucp_request_check_status(handle)
+            status = ucp_request_check_status(active.handle)
         if status == UCS_INPROGRESS:
             return RUN_WAITS
         self.nactive -= 1
         self.active[place] = self.active[self.nactive]
         if status != UCS_OK:
             with gil:
-                self.broken = self._request(index, handle)
+                self.broken = self._request(&active)
                 (<Request>self.broken)._look()
             return RUN_FAILED
-        ucp_request_free(handle)
-        if op.kind == DO_RECV and info.length != op.nbytes:
-            return self._wrong_length(index, info.length)
+        ucp_request_free(active.handle)
+        if active.what == A_TRIFLE:
+            return RUN_DONE
+        if active.slot != NULL:
+            active.slot.handle, active.slot.held = NULL, False
+        if active.what == AN_OFFER and active.offered.answer == TAKEN:
+            state = RUN_WAITS
+            self.script.links[op.peer].has_seen = True
+            self._complete(active.op)
+        elif active.what == AN_OFFER:
+            self.script.links[op.peer].sees = False
+            state = self._post(active.op, FOLLOWS | active.offered.offer.number)
+        elif op.kind == DO_RECV:
+            state = self._arrived(active.op, info.length)
+        else:
+            state = RUN_WAITS
+            self._complete(active.op)
+        return RUN_FAILED if state == RUN_FAILED else RUN_DONE
+
+    cdef int _arrived(self, int index, size_t length) noexcept nogil:
+        """A message has come, or an offer in its place."""
+        cdef Op* op = &self.script.ops[index]
+        cdef Link* link = self.script.links[op.peer]
+        cdef void* dst = <char*>self.buffers[op.buffer] + op.offset
+        cdef Offer offer
+        cdef const char* src
+        if length == op.nbytes:
+            self._complete(index)
+            return RUN_WAITS
+        if not is_offer(dst, length):
+            return self._wrong_length(index, length)
+        offer = (<Offer*>dst)[0]
+        src = see(&self.engine.views, &offer) if offer.nbytes == op.nbytes else NULL
+        if src != NULL:
+            copy_over(<char*>dst, src, op.nbytes)
+        if link.failed == UCS_OK:
+            answer(link.ep, &offer, &DECLINED if src == NULL and offer.nbytes == op.nbytes else &TAKEN)
+        if offer.nbytes != op.nbytes:
+            return self._wrong_length(index, offer.nbytes)
+        if src == NULL:
+            return self._post(index, FOLLOWS | offer.number)
         self._complete(index)
-        return RUN_DONE
+        return RUN_WAITS
 
     cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
         with gil:
@@ -279,47 +332,102 @@ cdef class Run:
 
     cdef int _start(self, int index) noexcept nogil:
         cdef Op* op = &self.script.ops[index]
-        cdef ucp_request_param_t param
-        cdef ucp_tag_recv_info_t info
-        cdef void* handle
         cdef void* dst = <char*>self.buffers[op.buffer] + op.offset
         cdef void* src = <char*>self.buffers[op.other] + op.other_offset
+        cdef int state
         if op.kind == DO_COPY:
             memmove(dst, src, op.nbytes)
         elif op.kind == DO_LOOP:
             op.loop(dst, src, op.count, <void*>self.factor if op.scales else <void*>op.value)
         elif op.nbytes:
-            param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
-            param.memory_type = UCS_MEMORY_TYPE_HOST
-            handle = self._post(op, &param, &info)
+            if op.kind == DO_SEND and op.nbytes >= LEAST_OFFERED and self.script.links[op.peer].sees:
+                state = self._offer(index)
+            else:
+                state = self._post(index, op.tag | self.tag)
             self._started(index)
-            if handle != NULL:
-                if UCS_PTR_IS_ERR(handle):
-                    with gil:
-                        self.broken = self._request(index, handle)
-                    return RUN_FAILED
-                self.active[self.nactive].op = index
-                self.active[self.nactive].handle = handle
-                self.nactive += 1
-                return RUN_WAITS
-            if op.kind == DO_RECV and info.length != op.nbytes:
-                return self._wrong_length(index, info.length)
-            self._complete(index)
-            return RUN_WAITS
+            return state
         self._started(index)
         self._complete(index)
         return RUN_WAITS
 
-    cdef void* _post(self, Op* op, ucp_request_param_t* param, ucp_tag_recv_info_t* info) noexcept nogil:
+    cdef int _post(self, int index, ucp_tag_t tag) noexcept nogil:
+        """Send or receive the message of a step."""
+        cdef Op* op = &self.script.ops[index]
         cdef void* address = <char*>self.buffers[op.buffer] + op.offset
         cdef Link* link = self.script.links[op.peer]
+        cdef ucp_request_param_t param
+        cdef ucp_tag_recv_info_t info
+        cdef void* handle
+        param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE
+        param.memory_type = UCS_MEMORY_TYPE_HOST
         if op.kind == DO_RECV:
             param.op_attr_mask |= UCP_OP_ATTR_FIELD_RECV_INFO
-            param.tag_info = info
-            return ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes, op.tag | self.tag, <ucp_tag_t>-1, param)
-        if link.failed != UCS_OK:  # what goes to a dead process on this machine would wait forever
-            return <void*><ssize_t>link.failed
-        return ucp_tag_send_nbx(link.ep, address, op.nbytes, op.tag | self.tag, param)
+            param.tag_info = &info
+            handle = ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes, tag, <ucp_tag_t>-1, &param)
+        elif link.failed != UCS_OK:  # what goes to a dead process on this machine would wait forever
+            handle = <void*><ssize_t>link.failed
+        else:
+            handle = ucp_tag_send_nbx(link.ep, address, op.nbytes, tag, &param)
+        if handle != NULL:
+            return self._under_way(index, A_MESSAGE, handle, NULL, NULL)
+        if op.kind == DO_RECV:
+            return self._arrived(index, info.length)
+        self._complete(index)
+        return RUN_WAITS
+
+    cdef int _offer(self, int index) noexcept nogil:
+        """The same for a message to a process on this machine that is worth an offer, if one can be made."""
+        cdef Op* op = &self.script.ops[index]
+        cdef Link* link = self.script.links[op.peer]
+        cdef const char* address = <char*>self.buffers[op.buffer] + op.offset
+        cdef Offer offer
+        cdef Slot* slot = NULL
+        if link.failed != UCS_OK:
+            return self._post(index, op.tag | self.tag)
+        if offers(address, op.nbytes, &offer):
+            if self.offered == NULL:
+                self.offered = <Offered*>calloc(self.script.nops, sizeof(Offered))
+            if self.offered == NULL:
+                return self._post(index, op.tag | self.tag)
+            self.offered[index].offer = offer
+            return self._make_offer(index, &self.offered[index], NULL)
+        if op.nbytes <= MOST_SHELVED:
+            slot = self.engine.shelf.free(self.engine.worker)
+        if slot == NULL:
+            return self._post(index, op.tag | self.tag)
+        copy_over(slot.memory, address, op.nbytes)
+        if not offers(slot.memory, op.nbytes, &slot.offered.offer):
+            return self._post(index, op.tag | self.tag)
+        slot.link = link
+        return self._make_offer(index, &slot.offered, slot)
+
+    cdef int _make_offer(self, int index, Offered* offered, Slot* slot) noexcept nogil:
+        """Send an offer and wait for its answer; not if it is of a copy, and the receiver is known to take them."""
+        cdef Op* op = &self.script.ops[index]
+        cdef Link* link = self.script.links[op.peer]
+        cdef ucp_request_param_t param
+        cdef void* handle
+        param.op_attr_mask = 0
+        handle = ucp_tag_recv_nbx(
+            self.engine.worker, &offered.answer, 1, ANSWERS | offered.offer.number, <ucp_tag_t>-1, &param)
+        if slot != NULL and not UCS_PTR_IS_ERR(handle):
+            slot.handle, slot.held = handle, not link.has_seen
+        if slot != NULL and link.has_seen and not UCS_PTR_IS_ERR(handle):
+            self._complete(index)
+        elif self._under_way(index, AN_OFFER, handle, offered, slot) == RUN_FAILED:
+            return RUN_FAILED
+        handle = ucp_tag_send_nbx(link.ep, &offered.offer, sizeof(Offer), op.tag | self.tag, &param)
+        return RUN_WAITS if handle == NULL else self._under_way(index, A_TRIFLE, handle, NULL, NULL)
+
+    cdef int _under_way(self, int index, int what, void* handle, Offered* offered, Slot* slot) noexcept nogil:
+        cdef Active* active = &self.active[self.nactive]
+        active.op, active.what, active.handle, active.offered, active.slot = index, what, handle, offered, slot
+        if UCS_PTR_IS_ERR(handle):
+            with gil:
+                self.broken = self._request(active)
+            return RUN_FAILED
+        self.nactive += 1
+        return RUN_WAITS
 
     cdef void _started(self, int index) noexcept nogil:
         cdef Op* op = &self.script.ops[index]

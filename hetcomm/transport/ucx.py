@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from hetcomm._ext import ucp
 from hetcomm.errors import CollectiveTimeoutError, TransportError, UsageError
 from hetcomm.transport.adoption import endpoint_of, handle_of, still_runs
+from hetcomm.transport.arena import share
 from hetcomm.transport.library import Library, load_library
 from hetcomm.types import Config, MemoryKind
 
@@ -71,6 +72,7 @@ class UcxTransport(ucp.Worker):
         ucp.resolve(self.library.path)
         options = {name: value for name, value in _OPTIONS.items() if f"UCX_{name}" not in os.environ}
         super().__init__(options, handle)
+        self.lend(share(ucp.SHELF_NBYTES))
         self._owner, self._endpoints = worker, endpoints
 
     def connect(self, peer: int, address: bytes, endpoint: int = 0) -> None:

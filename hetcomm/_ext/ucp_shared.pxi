@@ -1,0 +1,118 @@
+# Messages that stay where they are: long ones of scripts, out of memory that this process shares with its machine.
+#
+# In their place an offer is sent, which says where the message lies. The receiver copies it from there and answers. If
+# it cannot see that memory it answers that, and the message itself follows. Whoever receives a message of a collective
+# must expect an offer, which is told from a message of the wrong length by its mark.
+
+cdef extern from "ucp_shared.h" nogil:
+    ctypedef struct Offer "hetcomm_offer":
+        uint64_t nbytes
+        uint64_t number
+    ctypedef struct Views "hetcomm_views":
+        pass
+    int share_memory "hetcomm_share" (char* start, size_t nbytes, int fd)
+    bint offers "hetcomm_offers" (const char* start, size_t nbytes, Offer* offer)
+    bint is_offer "hetcomm_is_offer" (const void* content, size_t length)
+    const char* see "hetcomm_see" (Views* views, const Offer* offer)
+    void copy_over "hetcomm_copy" (char* dst, const char* src, size_t nbytes)
+    void forget_views "hetcomm_forget" (Views* views)
+
+cdef enum:
+    LEAST_OFFERED = 1 << 12   # bytes of a message
+    MOST_SHELVED = 1 << 15    # bytes of one that is first copied to where it can be seen
+    SLOTS = 32                # for so many of them
+
+cdef ucp_tag_t CLASS = <ucp_tag_t>0xF << 44                # of a tag, as `hetcomm.runtime.tags` divides it,
+cdef ucp_tag_t COLLECTIVE = <ucp_tag_t>8 << 44             # and that of the messages of programs
+cdef ucp_tag_t ANSWERS = <ucp_tag_t>1 << 48 | CLASS        # to offers, with their numbers
+cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # the message, because the offer was of no use
+cdef char TAKEN = 1
+cdef char DECLINED = 2
+
+
+def share(size_t address, size_t nbytes, int fd):
+    """Let others on this machine read memory that is the file `fd`, mapped from its beginning; in place of what was.
+
+    It must stay mapped, and the file open under that number, as long as the process lives.
+    """
+    if share_memory(<char*>address, nbytes, fd) != 0:
+        raise OSError(f"the file of the memory at {address:#x} cannot be examined")
+
+
+cdef int answer(ucp_ep_h ep, const Offer* offer, const char* what) noexcept nogil:
+    """Tell whoever made the offer; nobody waits for this message to leave."""
+    cdef ucp_request_param_t param
+    cdef void* handle
+    param.op_attr_mask = 0
+    handle = ucp_tag_send_nbx(ep, what, 1, ANSWERS | offer.number, &param)
+    if handle != NULL and not UCS_PTR_IS_ERR(handle):
+        ucp_request_free(handle)
+    return 0
+
+
+cdef struct Offered:
+    Offer offer
+    char answer
+
+
+cdef struct Slot:
+    Offered offered
+    char* memory
+    void* handle     # of the answer, or NULL: it is free
+    bint held        # by a run that waits for the answer
+    Link* link
+
+
+@cython.final
+cdef class Shelf:
+    """Shared memory that messages are copied to, so that others can take them from there."""
+
+    cdef Slot[SLOTS] slots
+    cdef object keep
+
+    cdef int open(self, char* memory, object keep) except -1:
+        cdef int number
+        self.keep = keep
+        for number in range(SLOTS):
+            self.slots[number].memory = memory + number * MOST_SHELVED
+        return 0
+
+    cdef Slot* free(self, ucp_worker_h worker) noexcept nogil:
+        """A slot whose message has been taken, or whose receiver is gone; NULL if there is none."""
+        cdef Slot* slot
+        cdef int number
+        for number in range(SLOTS):
+            slot = &self.slots[number]
+            if slot.held:
+                continue
+            if slot.handle != NULL and slot.link.failed != UCS_OK:
+                ucp_request_cancel(worker, slot.handle)
+            elif slot.handle != NULL and ucp_request_check_status(slot.handle) == UCS_INPROGRESS:
+                continue
+            if slot.handle != NULL:
+                ucp_request_free(slot.handle)
+                slot.handle = NULL
+            return slot if slot.memory != NULL else NULL
+        return NULL
+
+    cdef bint is_idle(self) noexcept nogil:
+        """Whether all that lies there has been taken by those who live."""
+        cdef int number
+        for number in range(SLOTS):
+            if (self.slots[number].handle != NULL and self.slots[number].link.failed == UCS_OK
+                    and ucp_request_check_status(self.slots[number].handle) == UCS_INPROGRESS):
+                return False
+        return True
+
+    cdef int close(self, ucp_worker_h worker) noexcept:
+        cdef Slot* slot
+        cdef int number
+        for number in range(SLOTS):
+            slot = &self.slots[number]
+            if slot.handle != NULL:
+                ucp_request_cancel(worker, slot.handle)
+                ucp_request_free(slot.handle)
+                slot.handle = NULL
+            slot.memory = NULL
+        self.keep = None
+        return 0

@@ -1,0 +1,267 @@
+"""Messages that are read where they lie: out of shared arrays, off the shelf, by whoever runs the program however."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hetcomm
+from hetcomm._ext import ucp
+from hetcomm.errors import CollectiveTimeoutError, TransportError, UsageError
+from hetcomm.runtime.buffers import memory
+from hetcomm.runtime.execution import Execution
+from hetcomm.runtime.executor import Executor
+from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import Buffer, Program, Recv, Send, Slice
+from hetcomm.testing import RanksFailed, run_ranks
+from hetcomm.topology import flat
+from hetcomm.transport import arena
+from hetcomm.transport.ucx import UcxTransport
+from hetcomm.types import DataType, ReduceKind
+
+from . import offer_jobs as jobs
+from .test_native import finish
+
+NRANKS = 3
+COUNTS = [500, 1023, 5000, 70_001]  # float64: eager, just short of an offer, off the shelf, too long for it
+Make = Callable[[int, Any], Any]
+
+
+@contextmanager
+def connected(nranks: int = NRANKS) -> Iterator[list[Executor]]:
+    """Ranks in this process that know nothing of each other yet."""
+    transports = [UcxTransport() for _ in range(nranks)]
+    for transport in transports:
+        for peer, other in enumerate(transports):
+            transport.connect(peer, other.address)
+    yield [Executor(transport, range(nranks), rank, 3, {}) for rank, transport in enumerate(transports)]
+    for transport in transports:
+        transport.close()
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Memory that is shared cannot be seen: its file is another."""
+    owner = arena._arenas[os.getpid()]
+    with open(os.devnull, "rb") as other:
+        ucp.share(owner._address, owner._nbytes, other.fileno())
+        yield
+    ucp.share(owner._address, owner._nbytes, owner._descriptor)
+
+
+def call(executors: list[Executor], kind: CollectiveKind, count: int, makes: list[Make], turn: int) -> None:
+    """A collective whose rank k has arrays of `makes[k]`; its result must be NumPy's."""
+    nranks, op = len(executors), ReduceKind.SUM if kind is CollectiveKind.ALL_REDUCE else None
+    collective = Collective(kind, nranks, count, DataType.FLOAT64, op)
+    inputs = [np.arange(collective.in_count(rank)) * (rank + 1.0) + turn for rank in range(nranks)]
+    wanted = np.sum(inputs, axis=0) if op is not None else np.concatenate(inputs)
+    runs, outputs = [], []
+    for rank, (executor, make) in enumerate(zip(executors, makes, strict=True)):
+        source, target = make(len(inputs[rank]), np.float64), make(len(wanted), np.float64)
+        source[:], target[:] = inputs[rank], -1
+        src = memory(source, argument="i", rank=rank, writable=False)
+        dst = memory(target, argument="o", rank=rank, writable=True)
+        runs.append(executor.start(flat.plan(collective, rank), src, dst))
+        outputs.append(target)
+    finish(executors, list(runs), turn)
+    for target in outputs:
+        assert np.array_equal(target, wanted)
+
+
+@pytest.mark.parametrize("kind", [CollectiveKind.ALL_REDUCE, CollectiveKind.ALL_GATHER], ids=lambda kind: kind.value)
+@pytest.mark.parametrize("count", COUNTS)
+def test_arrays_may_be_shared_on_some_ranks(kind: CollectiveKind, count: int) -> None:
+    with connected() as executors:
+        for turn, shared in enumerate([(), (0, 1, 2), (1,), (0, 2), (0, 1, 2), ()]):
+            makes: list[Make] = [hetcomm.shared_empty if rank in shared else np.empty for rank in range(NRANKS)]
+            call(executors, kind, count, makes, turn)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+def test_a_rank_that_records_its_steps_takes_offers_too(make: Make, count: int) -> None:
+    with connected() as executors:
+        executors[1].spans = []
+        for turn in range(3):
+            call(executors, CollectiveKind.ALL_REDUCE, count, [make] * NRANKS, turn)
+        assert executors[1].spans
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+def test_what_cannot_be_seen_is_sent(make: Make, recorded: bool) -> None:
+    hetcomm.shared_empty(1)
+    for count in COUNTS:
+        with connected() as executors:
+            if recorded:
+                executors[1].spans = []
+            with unseen():
+                for turn in range(3):
+                    call(executors, CollectiveKind.ALL_REDUCE, count, [make] * NRANKS, turn)
+            call(executors, CollectiveKind.ALL_REDUCE, count, [make] * NRANKS, 4)
+
+
+def one_message(executors: list[Executor], sent: int, expected: int, make: Make = np.empty) -> list[Execution]:
+    """Rank 0 sends so many elements, rank 1 expects so many; both have been started."""
+    total = Collective(CollectiveKind.ALL_REDUCE, 2, max(sent, expected), DataType.FLOAT64, ReduceKind.SUM)
+    arrays = [make(max(sent, expected), np.float64) for _ in range(2)]
+    arrays[0][:], arrays[1][:] = np.arange(len(arrays[0])), -1
+    steps: list[Send | Recv] = [Send(Slice(Buffer.IN, 0, sent), 1), Recv(Slice(Buffer.OUT, 0, expected), 0)]
+    source = memory(arrays[0], argument="i", rank=0, writable=False)
+    target = memory(arrays[1], argument="o", rank=1, writable=True)
+    return [
+        executors[0].start(Program(0, total, (steps[0],)), source, None),
+        executors[1].start(Program(1, total, (steps[1],)), None, target),
+    ]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+@pytest.mark.parametrize("counts", [(2000, 4000), (4000, 2000), (9000, 10_000)])
+def test_an_offer_of_another_length_is_an_error(counts: tuple[int, int], make: Make, recorded: bool) -> None:
+    with connected(2) as executors:
+        executors[1].spans = [] if recorded else None
+        sender, receiver = one_message(executors, *counts, make)
+        with pytest.raises(TransportError, match="longer|received"):
+            finish(executors, [receiver])
+        finish(executors, [sender])  # it is told too, and does not wait
+
+
+def test_the_shelf_is_full_for_a_while() -> None:
+    """A rank runs far ahead of another: what finds no place is sent, and all of it arrives in order."""
+    with connected(2) as executors:
+        finish(executors, one_message(executors, 3000, 3000))  # so that offers need no answer any more
+        total = Collective(CollectiveKind.ALL_REDUCE, 2, 3000, DataType.FLOAT64, ReduceKind.SUM)
+        whole, target = Slice(Buffer.IN, 0, 3000), np.zeros(3000)
+        arrays = [np.full(3000, float(number)) for number in range(60)]
+        sends = [
+            executors[0].start(
+                Program(0, total, (Send(whole, 1),)), memory(each, argument="i", rank=0, writable=False), None
+            )
+            for each in arrays
+        ]
+        assert sum(send.test() for send in sends) == 32
+        for number in range(60):
+            steps = (Recv(Slice(Buffer.OUT, 0, 3000), 0),)
+            into = memory(target, argument="o", rank=1, writable=True)
+            finish(executors, [executors[1].start(Program(1, total, steps), None, into)])
+            assert np.all(target == number)
+        finish(executors, list(sends))
+
+
+def test_what_lies_on_the_shelf_is_waited_for_at_the_end() -> None:
+    with connected(2) as executors:
+        finish(executors, one_message(executors, 3000, 3000))
+        total = Collective(CollectiveKind.ALL_REDUCE, 2, 3000, DataType.FLOAT64, ReduceKind.SUM)
+        source = memory(np.ones(3000), argument="i", rank=0, writable=False)
+        sender = executors[0].start(Program(0, total, (Send(Slice(Buffer.IN, 0, 3000), 1),)), source, None)
+        assert sender.test()  # the array may be changed
+        with pytest.raises(CollectiveTimeoutError, match="not taken"):
+            executors[0].transport.flush(0.05)
+        target = np.zeros(3000)
+        into = memory(target, argument="o", rank=1, writable=True)
+        finish(executors, [executors[1].start(Program(1, total, (Recv(Slice(Buffer.OUT, 0, 3000), 0),)), None, into)])
+        executors[0].transport.flush(10)
+        assert np.all(target == 1)
+
+
+def test_an_offer_that_is_aborted_is_over() -> None:
+    for make in (np.empty, hetcomm.shared_empty):
+        with connected(2) as executors:
+            sender, receiver = one_message(executors, 3000, 3000, make)
+            sender.abort()
+            assert sender.test()
+            receiver.abort()
+            assert receiver.test()
+
+
+# ---- arrays
+
+
+def test_shared_arrays_are_arrays() -> None:
+    array = hetcomm.shared_empty((3, 5), "complex64")
+    assert (array.shape, array.dtype) == ((3, 5), np.dtype("complex64"))
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert not array.any()
+    assert array.ctypes.data % mmap.PAGESIZE == 0
+    assert hetcomm.shared_empty(7).dtype == np.float64
+    assert hetcomm.shared_empty(np.int64(7)).shape == (7,)
+    assert hetcomm.shared_empty((4, 0), np.int8).shape == (4, 0)
+    assert hetcomm.shared_empty(()).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, -1), "f4"), ("ab", "f4"), (None, "f4"), (2.5, "f4"), (3, object), (3, "no dtype")]
+)
+def test_what_is_no_array_is_refused(shape: Any, dtype: Any) -> None:
+    with pytest.raises(UsageError):
+        hetcomm.shared_empty(shape, dtype)
+
+
+def test_more_than_there_is_is_refused() -> None:
+    with pytest.raises(MemoryError, match="bytes are not left"):
+        hetcomm.shared_empty(1 << 40)
+
+
+def resident() -> int:
+    """Bytes of shared memory that this process has touched."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssShmem"].split()[0]) * 1024
+
+
+def test_memory_goes_with_the_last_view_of_it_and_is_used_again() -> None:
+    before = resident()
+    array = hetcomm.shared_empty(4 << 20, np.uint8)
+    address = array.ctypes.data
+    array[:] = 7
+    view = array[10:20]
+    del array
+    assert view.tolist() == [7] * 10
+    assert resident() - before >= 4 << 20
+    del view
+    assert resident() - before < 1 << 20
+    again = hetcomm.shared_empty(3 << 20, np.uint8)
+    assert again.ctypes.data == address
+    assert not again.any()
+
+
+def test_a_child_does_not_free_what_its_parent_has() -> None:
+    array = hetcomm.shared_empty(1 << 16, np.uint8)
+    array[:] = 5
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            del array
+            mine = hetcomm.shared_empty(1 << 16, np.uint8)
+            mine[:] = 6
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.all(array == 5)
+
+
+# ---- whole jobs
+
+
+@pytest.mark.parametrize("vendors", [("ucx", "ucx"), ("mpi", "ucx", "ucx")])
+def test_collectives_of_processes(vendors: tuple[str, ...]) -> None:
+    for wrong in run_ranks(len(vendors), jobs.every_collective, vendors=vendors, timeout=120):
+        assert wrong == []
+
+
+def test_the_others_are_told_when_a_rank_dies_between_offers() -> None:
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(3, jobs.a_rank_dies, vendors=("ucx",) * 3, timeout=60, recovery=True)
+    assert set(caught.value.failures) == {2}
+    for rank in (0, 1):
+        assert caught.value.results[rank].startswith("PeerFailureError")
