@@ -73,7 +73,8 @@ class Direct:
                 ins[self._rank][:] = source
 
         refresh()
-        return Bound(self._all_reduce(case, ins, outs), outs[self._rank], refresh=refresh)
+        mine = outs[self._rank]
+        return Bound(self._all_reduce(case, ins, outs), mine, refresh=refresh, touched=(ins[self._rank], mine))
 
     def _all_reduce(self, case: Case, ins: list[Array], outs: list[Array]) -> Callable[[], None]:
         """The call, with everything cut into pieces beforehand."""

@@ -31,10 +31,11 @@ from hetcomm._cli.patterns import PIECE, Array
 from hetcomm._cli.units import format_nbytes
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.errors import UsageError
+from hetcomm.runtime.shared import shared_empty
 from hetcomm.schedule.collective import Collective, CollectiveKind, Part
 from hetcomm.types import DataType, ReduceKind
 
-__all__ = ["NAMES", "Arrays", "Case", "sizes"]
+__all__ = ["NAMES", "Arrays", "Case", "sizes", "touch"]
 
 SEND_RECV = "send_recv"
 NAMES = (*(kind.value for kind in CollectiveKind), SEND_RECV)
@@ -193,12 +194,13 @@ class Arrays:
         cases: All of one dtype.
         rank: This process's.
         sharing: How many ranks share this host's memory.
+        shared: Whether the buffers are in memory that they can see.
 
     Raises:
         UsageError: There is not that much memory.
     """
 
-    def __init__(self, cases: Sequence[Case], rank: int, sharing: int = 1) -> None:
+    def __init__(self, cases: Sequence[Case], rank: int, sharing: int = 1, shared: bool = False) -> None:
         self._rank = rank
         counts = [case.counts(rank) for case in cases]
         dtype = numpy_dtype(cases[0].dtype)
@@ -211,7 +213,8 @@ class Arrays:
                 remedy="Give a smaller --end, or fewer ranks.",
                 rank=rank,
             )
-        self._in, self._out = (numpy.empty(count, dtype) for count in largest)
+        make = shared_empty if shared else numpy.empty
+        self._in, self._out = (make(count, dtype) for count in largest)
 
     def of(self, case: Case) -> tuple[Array, Array]:
         """The input and the output of `case`; in place the second is the one buffer."""
@@ -230,6 +233,11 @@ class Arrays:
             stop = min(start + PIECE, len(source))
             source[start:stop] = case.values(self._rank, start, stop)
 
+    def touched(self, case: Case) -> tuple[Array, Array]:
+        """What a program would write before a call, and what it would read after it."""
+        source, target = self.of(case)
+        return (target if case.in_place else source), target
+
     def output(self, case: Case) -> Array:
         """Where the output of `case` lies, if there is one on this rank."""
         target, collective = self.of(case)[1], case.collective
@@ -244,6 +252,13 @@ class Arrays:
             int(numpy.count_nonzero(result[start : start + len(right)] != right))
             for start, right in case.expected(self._rank)
         )
+
+
+def touch(written: Array, read: Array) -> None:
+    """Write every byte of the one, as it is, and read every byte of the other."""
+    content = written.view(numpy.uint8)
+    numpy.bitwise_or(content, 0, out=content)
+    numpy.bitwise_or.reduce(read.view(numpy.uint8))
 
 
 def _free() -> int:

@@ -33,12 +33,14 @@ class Bound:
         result: Where this rank's output then lies, packed; None where it has none.
         release: Called once, after the last call, by all ranks.
         refresh: Called when the buffers have been filled anew, before the next call.
+        touched: The input and output that it works on, if they are not the case's buffers.
     """
 
     call: Callable[[], Any]
     result: Array | None
     release: Callable[[], None] = nothing
     refresh: Callable[[], None] = nothing
+    touched: tuple[Array, Array] | None = None
 
 
 class Contender(Protocol):

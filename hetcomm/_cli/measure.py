@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hetcomm
 from hetcomm._cli import baselines
-from hetcomm._cli.cases import Arrays, Case
+from hetcomm._cli.cases import Arrays, Case, touch
 from hetcomm._cli.contenders import Bound, Contender
 from hetcomm._cli.jobs import Tick, left
 from hetcomm._cli.report import Report, Row
@@ -51,6 +51,9 @@ class Benchmark:
         iters: Samples of each contender at each size.
         warmup: Calls of a block of warm-up, of which there are three.
         check: Whether results are checked.
+        shared: Whether the buffers of all contenders are memory that the ranks of a host share.
+        touched: Whether before each call, outside of its time, a rank writes its input and reads its output, as programs
+            do. Without it what nobody touches stays in the caches where the call before left it.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Benchmark:
     iters: int
     warmup: int
     check: bool
+    shared: bool = False
+    touched: bool = False
 
     def case(self, nranks: int, nbytes: int) -> Case:
         """The case of one size; raises as `Case.of`."""
@@ -78,7 +83,7 @@ class Benchmark:
         """
         load = os.getloadavg()[0]  # before there is more of it
         cases = [self.case(comm.nranks, nbytes) for nbytes in self.sizes]
-        arrays = _arrays(cases, comm)
+        arrays = _arrays(cases, comm, self.shared)
         rows: list[Row] = []
         with baselines.opened(self.versus, comm, cases[0]) as (contenders, left_out):
             for number, case in enumerate(cases):
@@ -93,6 +98,8 @@ class Benchmark:
             root=cases[0].root,
             in_place=cases[0].in_place,
             checked=self.check,
+            shared=self.shared,
+            touched=self.touched,
             warmup=self.warmup,
             left_out=left_out,
             machine={
@@ -106,12 +113,12 @@ class Benchmark:
         )
 
 
-def _arrays(cases: list[Case], comm: hetcomm.Communicator) -> Arrays:
+def _arrays(cases: list[Case], comm: hetcomm.Communicator, shared: bool) -> Arrays:
     """The buffers of this rank; an error is raised on all of them."""
     group, arrays, problem = comm._parts.group, None, None
     hosts = group.all_gather(detect.host().encode())
     try:
-        arrays = Arrays(cases, comm.rank, hosts.count(detect.host().encode()))
+        arrays = Arrays(cases, comm.rank, hosts.count(detect.host().encode()), shared)
     except HetcommError as error:
         problem = error
     detect.exchange(group, b"", problem, "the benchmark")
@@ -167,13 +174,16 @@ class _Match:
 
     def _block(self, name: str, bound: Bound, calls: int) -> float:
         """Seconds of a call, out of `calls` of them."""
-        call = bound.call
-        self._align()
+        call, seconds = bound.call, 0.0
         try:
-            begin = time.perf_counter()
-            for _ in range(calls):
-                call()
-            seconds = (time.perf_counter() - begin) / calls
+            for _ in range(calls if self._benchmark.touched else 1):
+                if self._benchmark.touched:
+                    touch(*(bound.touched or self._arrays.touched(self._case)))
+                self._align()
+                begin = time.perf_counter()
+                for _ in range(1 if self._benchmark.touched else calls):
+                    call()
+                seconds += (time.perf_counter() - begin) / calls
             self._contenders[name].settle()
         except RuntimeError as error:  # what mpi4py and PyTorch raise
             if isinstance(error, HetcommError):

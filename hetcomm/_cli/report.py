@@ -97,6 +97,7 @@ class Report:
         root: The root, if there is one.
         in_place: Whether input and output were one buffer.
         checked: Whether results were checked.
+        shared, touched: See `hetcomm._cli.measure.Benchmark`.
         warmup: Calls of each block before the samples.
         left_out: Baselines that could not take part, with the reasons.
         machine: The first rank's.
@@ -112,6 +113,8 @@ class Report:
     root: int | None
     in_place: bool
     checked: bool
+    shared: bool
+    touched: bool
     warmup: int
     left_out: Mapping[str, str]
     machine: Mapping[str, str | int | float]
@@ -144,6 +147,7 @@ def table(report: Report) -> str:
     """The report as nccl-tests prints one: what is not a row begins with '#'."""
     clusters = "; ".join(f"{name} ({vendor}) {_ranks(ranks)}" for name, vendor, ranks in report.clusters)
     form = "in place" if report.in_place else "out of place"
+    form += ", shared buffers" * report.shared + ", touched between calls" * report.touched
     lines = [
         f"# hetcomm bench {report.collective}, {form}: {report.nranks} ranks: {clusters}",
         f"# time is the median of {len(report.rows[0].samples)} samples, each a block of calls on the slowest rank",

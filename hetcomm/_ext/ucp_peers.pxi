@@ -18,12 +18,17 @@ cdef dict _kept = {}
 cdef list _outlived = []
 cdef unsigned int _unheard = 0
 
+cdef extern from "ucp_shared.h" nogil:
+    ctypedef struct Distance "hetcomm_distance":
+        pass
+
 cdef struct Link:
     ucp_ep_h ep
     ucs_status_t failed
     unsigned int* failures
     bint sees            # whether it may see memory that this process shares: it has not said no
     bint has_seen        # and it has said yes
+    Distance distance
 
 
 cdef void _on_peer_failure(void* argument, ucp_ep_h ep, ucs_status_t status) noexcept nogil:

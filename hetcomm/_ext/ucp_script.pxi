@@ -30,6 +30,7 @@ cdef struct Op:
     ucp_tag_t tag
     int peer             # in `Script.peers`
     Loop loop
+    bint is_fresh        # whether what is sent is a result: it will be written again where it lies
     bint scales          # by the factor of the run,
     char[WIDEST] value   # else with this
     int first_start      # in `Script.unlocks`: steps that wait until this one is started,
@@ -58,6 +59,7 @@ cdef class Script:
     cdef int* unlocks
     cdef int nops
     cdef bint scales     # whether some steps multiply by the factor of the run
+    cdef bint reduces
     cdef list spare      # runs that are over
 
     def __cinit__(self):
@@ -384,7 +386,7 @@ cdef class Run:
         cdef Slot* slot = NULL
         if link.failed != UCS_OK:
             return self._post(index, op.tag | self.tag)
-        if offers(address, op.nbytes, &offer):
+        if offers(address, op.nbytes, &offer) and not (op.is_fresh and is_far(&link.distance)):
             if self.offered == NULL:
                 self.offered = <Offered*>calloc(self.script.nops, sizeof(Offered))
             if self.offered == NULL:
@@ -395,7 +397,7 @@ cdef class Run:
             slot = self.engine.shelf.free(self.engine.worker)
         if slot == NULL:
             return self._post(index, op.tag | self.tag)
-        copy_over(slot.memory, address, op.nbytes)
+        put_over(slot.memory, address, op.nbytes, &link.distance)
         if not offers(slot.memory, op.nbytes, &slot.offered.offer):
             return self._post(index, op.tag | self.tag)
         slot.link = link
@@ -497,6 +499,7 @@ cdef Script _script(Worker worker, list steps):
             op.peer = made.peers.index(peer)
         elif op.kind == DO_LOOP:
             op.loop = _loop(step["dtype"], step["do"], False)
+            made.reduces = True
             op.count = step["count"]
             op.scales = step["do"] == "multiply"
             made.scales |= op.scales
@@ -514,6 +517,8 @@ cdef Script _script(Worker worker, list steps):
     made.links = <Link**>calloc(len(made.peers) + 1, sizeof(void*))
     if made.links == NULL:
         raise MemoryError()
+    for index in range(made.nops):  # results are what programs that reduce send out of anything but their input
+        made.ops[index].is_fresh = made.reduces and made.ops[index].buffer != 0
     for index, peer in enumerate(made.peers):
         made.links[index] = &(<Peer>peer).link
     return made

@@ -17,9 +17,12 @@ cdef extern from "ucp_shared.h" nogil:
     void copy_over "hetcomm_copy" (char* dst, const char* src, size_t nbytes)
     void forget_views "hetcomm_forget" (Views* views)
 
+    bint is_far "hetcomm_is_far" (Distance* distance)
+    void put_over "hetcomm_put" (char* dst, const char* src, size_t nbytes, Distance* distance)
+
 cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
-    MOST_SHELVED = 1 << 15    # bytes of one that is first copied to where it can be seen
+    MOST_SHELVED = 1 << 18    # bytes of one that is first copied to where it can be seen
     SLOTS = 32                # for so many of them
 
 cdef ucp_tag_t CLASS = <ucp_tag_t>0xF << 44                # of a tag, as `hetcomm.runtime.tags` divides it,

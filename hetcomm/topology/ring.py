@@ -23,7 +23,7 @@ from hetcomm.topology.builder import Builder
 
 __all__ = ["MOST_MESSAGES", "PIECE_BYTES", "Place", "Ring"]
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 """Small beside a third-level cache, and large beside what a message costs."""
 
 MOST_MESSAGES = 1024
@@ -63,8 +63,6 @@ class Ring:
 
         Each begins with its `own`, which may lie elsewhere and is not copied.
         """
-        if self._nranks == 2:
-            self._npieces = 1  # nobody passes on what has arrived
         for piece, step in self._order(self._nranks - 1):
             self._hand_round(whole, piece, step, own)
 
