@@ -10,7 +10,9 @@ imported. `direct` is an all_reduce through memory that all ranks map: a bound, 
 short   8 B to 1 MiB, two clusters of unlike vendors (`--vendors`), 2 and 4 ranks, five collectives. Promises are about
         geometric means of time ratios over all of these, and about the worst size.
 long    4 and 64 MiB, all_reduce of 2 ranks of `ucx`; 64 MiB, all_reduce and the others, of 4 ranks in two clusters of
-        `oneccl` and of `mpi`.
+        `oneccl` and of `mpi`. The former four times: with arrays of the program's own and with shared ones, which
+        `direct` has in any case, and each with arrays that nobody looks at between calls and with such as every rank
+        writes and reads. The former favours `direct`: what a rank writes there stays in its caches.
 
 The exit status is 1 if a result was wrong, 2 if a promise was not kept.
 """
@@ -39,6 +41,13 @@ from hetcomm.types import DataType, ReduceKind
 FORMAT = "hetcomm onehost 1"
 COLLECTIVES = ("all_reduce", "broadcast", "all_gather", "reduce_scatter", "all_to_all")
 COLOURS = {"over gloo": "#d62728", "over mpi": "#1f77b4", "over direct": "#7f7f7f"}
+FORMS = {
+    "2 ucx": (False, False),
+    "2 ucx, touched": (False, True),
+    "2 ucx, shared": (True, False),
+    "2 ucx, shared and touched": (True, True),
+}
+"""Whether buffers are shared, and whether they are touched between calls, in each part with the vendor `ucx`."""
 Job = dict[str, Any]
 """A report of `hetcomm bench` as JSON, with the `part` of this program that it belongs to."""
 
@@ -77,6 +86,9 @@ PROMISES = (
     Promise("2 ucx", "gloo", 5, 4 << 20, collective="all_reduce"),
     Promise("2 ucx", "mpi", 0.8, 4 << 20, collective="all_reduce"),
     Promise("2 ucx", "direct", 0.6, 4 << 20, collective="all_reduce"),
+    Promise("2 ucx, touched", "direct", 0.6, 4 << 20, collective="all_reduce"),
+    Promise("2 ucx, shared", "direct", 0.6, 4 << 20, collective="all_reduce"),
+    Promise("2 ucx, shared and touched", "direct", 0.6, 4 << 20, collective="all_reduce"),
     Promise("2 ucx", "gloo", 3, 64 << 20, collective="all_reduce"),
     Promise("2 ucx", "mpi", 2, 64 << 20, collective="all_reduce"),
     Promise("2 ucx", "direct", 0.6, 64 << 20, collective="all_reduce"),
@@ -88,37 +100,54 @@ PROMISES = (
 )
 
 
-def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, list[str], list[int], list[int], int]]:
-    """Part, collective, vendors, clusters, sizes and samples of each job."""
+def jobs(options: argparse.Namespace) -> Iterator[tuple[str, list[str], list[int], Benchmark]]:
+    """Part, vendors, clusters and what is measured of each job."""
     first, second = options.vendors
-    steps = list(sizes(8, options.most, options.factor, None))
+    steps = tuple(sizes(8, options.most, options.factor, None))
     if "short" in options.parts:
         for half in (1, 2):
             for collective in COLLECTIVES:
-                vendors = [first] * half + [second] * half
-                yield "short", collective, vendors, [0] * half + [1] * half, steps, options.iters
+                task = task_of(collective, steps, options.iters, options)
+                yield "short", [first] * half + [second] * half, [0] * half + [1] * half, task
     if "long" in options.parts:
-        few = max(3, options.iters // 2)
-        yield "2 ucx", "all_reduce", ["ucx"] * 2, [0, 0], [4 << 20, 64 << 20], options.iters
+        for part, (shared, touched) in FORMS.items():
+            versus = ("mpi", "direct") if shared or touched else ("gloo", "mpi", "direct")
+            task = task_of("all_reduce", (4 << 20, 64 << 20), options.iters, options, versus, shared, touched)
+            yield part, ["ucx"] * 2, [0, 0], task
         for vendor in ("oneccl", "mpi"):
             for collective in COLLECTIVES:
-                yield f"2+2 {vendor}", collective, [vendor] * 4, [0, 0, 1, 1], [64 << 20], few
+                task = task_of(collective, (64 << 20,), max(3, options.iters // 2), options)
+                yield f"2+2 {vendor}", [vendor] * 4, [0, 0, 1, 1], task
 
 
-def measure(
-    part: str,
+def task_of(
     collective: str,
-    vendors: list[str],
-    clusters: list[int],
-    steps: list[int],
+    steps: tuple[int, ...],
     iters: int,
     options: argparse.Namespace,
-) -> Job:
-    """One job."""
-    versus = ("gloo", "mpi", "direct") if part == "2 ucx" else ("gloo", "mpi")
-    task = Benchmark(
-        collective, tuple(steps), DataType.FLOAT32, ReduceKind.SUM, 0, False, versus, iters, options.warmup, check=True
+    versus: tuple[str, ...] = ("gloo", "mpi"),
+    shared: bool = False,
+    touched: bool = False,
+) -> Benchmark:
+    """What the ranks of a job do."""
+    return Benchmark(
+        collective,
+        steps,
+        DataType.FLOAT32,
+        ReduceKind.SUM,
+        0,
+        False,
+        versus,
+        iters,
+        options.warmup,
+        check=True,
+        shared=shared,
+        touched=touched,
     )
+
+
+def measure(part: str, vendors: list[str], clusters: list[int], task: Benchmark, options: argparse.Namespace) -> Job:
+    """One job."""
     made = report.as_json(start_ranks(task, vendors, clusters, options.timeout), options.command)
     made["versions"]["ucx"] = load_library().version  # without its place on this machine
     return {"part": part, **made}

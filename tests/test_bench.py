@@ -269,7 +269,10 @@ def test_the_picture_has_a_place_for_nothing(tmp_path: Path, nbytes: tuple[int, 
     pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
     rows = tuple(Row(name, size, size, factor, 1, (1e-6,), 0) for size in nbytes for name in ("hetcomm", "mpi"))
     clusters = (("mpi", "mpi", (0, 1)),)
-    found = Report("all_gather", 2, clusters, "int8", None, None, False, True, 1, {}, {}, {}, rows)
+    form = {"in_place": False, "checked": True, "shared": False, "touched": True, "warmup": 1}
+    found = Report(
+        "all_gather", 2, clusters, "int8", None, None, **form, left_out={}, machine={}, versions={}, rows=rows
+    )
     bandwidths.draw(found, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 1000
     assert found.speedups("mpi") == [(size, 1.0) for size in nbytes]
@@ -282,7 +285,7 @@ def everything(names: tuple[str, ...], versus: tuple[str, ...]) -> dict[str, Any
         for name in names:
             for in_place in (False, True) if name != "send_recv" else (False,):
                 benchmark = Benchmark(
-                    name, (600,), DataType.INT32, ReduceKind.PROD, 1, in_place, versus, iters=1, warmup=0, check=True
+                    name, (600,), DataType.INT32, ReduceKind.PROD, 1, in_place, versus, 1, 0, True, in_place, in_place
                 )
                 found = benchmark.run(comm, time.monotonic() + 60, lambda done: None)
                 faults[f"{name} {in_place}"] = {row.library: row.wrong for row in found.rows}

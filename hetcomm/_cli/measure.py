@@ -52,8 +52,8 @@ class Benchmark:
         warmup: Calls of a block of warm-up, of which there are three.
         check: Whether results are checked.
         shared: Whether the buffers of all contenders are memory that the ranks of a host share.
-        touched: Whether before each call, outside of its time, a rank writes its input and reads its output, as programs
-            do. Without it what nobody touches stays in the caches where the call before left it.
+        touched: Whether ranks write their inputs and read their outputs before each call, outside of its time, as
+            programs do. Else what nobody touches stays in the caches where the call before left it.
     """
 
     name: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 
 from hetcomm._ext import ucp
 from hetcomm.errors import CollectiveTimeoutError, TransportError, UsageError
@@ -72,7 +73,8 @@ class UcxTransport(ucp.Worker):
         ucp.resolve(self.library.path)
         options = {name: value for name, value in _OPTIONS.items() if f"UCX_{name}" not in os.environ}
         super().__init__(options, handle)
-        self.lend(share(ucp.SHELF_NBYTES))
+        with suppress(OSError, MemoryError):  # then all messages go through UCX
+            self.lend(share(ucp.SHELF_NBYTES))
         self._owner, self._endpoints = worker, endpoints
 
     def connect(self, peer: int, address: bytes, endpoint: int = 0) -> None:
