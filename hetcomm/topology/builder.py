@@ -42,11 +42,12 @@ _vendor_collective = lru_cache(maxsize=4096)(Collective)
 
 
 class Builder:
-    """Collects the steps of `rank` for `collective`."""
+    """Collects the steps of `rank` for `collective`, which may be a part of the collective `whole`."""
 
-    def __init__(self, collective: Collective, rank: int) -> None:
+    def __init__(self, collective: Collective, rank: int, whole: Collective | None = None) -> None:
         self.collective = collective
         self.rank = rank
+        self.whole = whole or collective
         self._steps: list[Step] = []
         self._scratch_count = 0
         self._spare: list[Slice] = []

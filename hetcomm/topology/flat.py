@@ -55,9 +55,9 @@ def equal_count(collective: Collective) -> int | None:
     return first if all(count == first for count in collective.counts) else None
 
 
-def plan(collective: Collective, rank: int) -> Program:
-    """The program of `rank` for any collective of one group, with no vendor call."""
-    builder = Builder(collective, rank)
+def plan(collective: Collective, rank: int, whole: Collective | None = None) -> Program:
+    """The program of `rank` for any collective of one group, with no vendor call; `whole` is what it is a part of."""
+    builder = Builder(collective, rank, whole)
     if not collective.total:
         return builder.program("nothing to do")
     source, target = builder.source(), builder.target()

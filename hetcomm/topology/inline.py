@@ -44,7 +44,7 @@ def inline(program: Program, communicators: Mapping[CommId, Sequence[int]]) -> P
         communicators: The ranks of each communicator that it calls, in the communicator's own order.
     """
     flats = [
-        flat.plan(step.collective, communicators[step.comm].index(program.rank))
+        flat.plan(step.collective, communicators[step.comm].index(program.rank), program.collective)
         for step in program.steps
         if isinstance(step, VendorCall)
     ]

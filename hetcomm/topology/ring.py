@@ -4,11 +4,11 @@ Block k of a vector belongs to rank k. In the *reduce half* a partial of it trav
 to rank k, and each rank adds its own part of it; in the *gather half* the finished block travels round until all have
 it. In each half a rank sends N-1 blocks, whatever the pieces.
 
-A block of more than `PIECE_BYTES` is cut into pieces, but a rank sends at most `MOST_MESSAGES` in a half. So the
-additions overlap the messages, and what has arrived or was added up is still in a cache when it is used next. Step s of
-piece p, the gather half counted behind the reduce half, has the tick p + s, and programs hold the steps by their
-ticks: pieces are in flight at all ranks at one time, few are offered before it is their turn, and what goes from one
-rank to the next is in the same order on both.
+A block is cut into pieces of `PIECE_BYTES` where the vectors of all ranks fit `CACHED_BYTES` together, else of
+`LONG_PIECE_BYTES`, but a rank sends at most `MOST_MESSAGES` in a half. So the additions overlap the messages, and what
+has arrived or was added up is still in a cache when it is used next. Step s of piece p, the gather half counted behind
+the reduce half, has the tick p + s, and programs hold the steps by their ticks: pieces are in flight at all ranks at
+one time, few are offered before it is their turn, and what goes from one rank to the next is in the same order on both.
 
 Scratch, where P = min(N, pieces of the longest block): 2P pieces with three or more ranks; P with two in place; else
 none.
@@ -21,10 +21,16 @@ from collections.abc import Callable, Iterator
 from hetcomm.schedule.steps import Slice
 from hetcomm.topology.builder import Builder
 
-__all__ = ["MOST_MESSAGES", "PIECE_BYTES", "Place", "Ring"]
+__all__ = ["CACHED_BYTES", "LONG_PIECE_BYTES", "MOST_MESSAGES", "PIECE_BYTES", "Place", "Ring"]
 
 PIECE_BYTES = 1 << 18
+"""What a transport may copy once more to spare the receiver a call of the kernel."""
+
+LONG_PIECE_BYTES = 1 << 20
 """Small beside a third-level cache, and large beside what a message costs."""
+
+CACHED_BYTES = 1 << 24
+"""Of inputs, or of outputs: with both half of a cache of 32 MiB. Beyond it, a copy is one more way to memory."""
 
 MOST_MESSAGES = 1024
 """That a rank sends in one half: planning takes time for each."""
@@ -37,7 +43,7 @@ class Ring:
     """The ring of all ranks of `builder`'s collective, as one of them sees it.
 
     Args:
-        builder: Of two or more ranks; takes the steps.
+        builder: Of two or more ranks; takes the steps. What counts for the pieces is the collective that it is part of.
         longest: Elements of the longest block.
     """
 
@@ -45,8 +51,11 @@ class Ring:
         self._builder = builder
         self._rank, self._nranks = builder.rank, builder.collective.nranks
         self._before, self._after = (self._rank - 1) % self._nranks, (self._rank + 1) % self._nranks
+        itemsize, whole = builder.collective.dtype.itemsize, builder.whole
+        self._is_long = whole.total * whole.nranks * itemsize > CACHED_BYTES
         most = max(1, MOST_MESSAGES // (self._nranks - 1))
-        self._npieces = max(1, min(most, -(-longest * builder.collective.dtype.itemsize // PIECE_BYTES)))
+        piece = LONG_PIECE_BYTES if self._is_long else PIECE_BYTES
+        self._npieces = max(1, min(most, -(-longest * itemsize // piece)))
         self._longest = -(-longest // self._npieces)
 
     def reduce(self, own: Place, mine: Slice, then: Callable[[Slice], None] | None = None) -> None:
@@ -63,6 +72,8 @@ class Ring:
 
         Each begins with its `own`, which may lie elsewhere and is not copied.
         """
+        if self._nranks == 2 and self._is_long:
+            self._npieces = 1  # nobody passes on what has arrived
         for piece, step in self._order(self._nranks - 1):
             self._hand_round(whole, piece, step, own)
 

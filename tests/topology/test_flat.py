@@ -149,13 +149,22 @@ def test_blocks_in_many_pieces_are_proved(
 
 @pytest.mark.parametrize("nranks", [2, 3, 8])
 def test_rings_take_scratch_for_some_pieces_only(nranks: int) -> None:
-    piece, block = ring.PIECE_BYTES // 4, 40 * ring.PIECE_BYTES // 4
+    piece, block = ring.LONG_PIECE_BYTES // 4, 40 * ring.LONG_PIECE_BYTES // 4
     for kind, count in ((CollectiveKind.ALL_REDUCE, nranks * block), (CollectiveKind.REDUCE_SCATTER, block)):
         for in_place in (False, True):
             program = flat.plan(make(kind, nranks, count).with_in_place(in_place), 1)
             pieces = 2 * nranks if nranks > 2 else 2 * in_place
             assert program.scratch_count == pieces * piece
     assert len(program.steps) < 3 * ring.MOST_MESSAGES
+
+
+def test_pieces_are_small_where_all_vectors_fit_a_cache() -> None:
+    whole = make(CollectiveKind.ALL_REDUCE, 4, (4 << 20) // 4)
+    for collective, pieces in ((whole, 4), (make(CollectiveKind.ALL_REDUCE, 4, (4 << 20) // 4 + 4), 2)):
+        program = flat.plan(collective, 0)
+        assert sum(isinstance(step, Send) for step in program.steps) == 2 * 3 * pieces
+    part = flat.plan(make(CollectiveKind.ALL_REDUCE, 4, (1 << 20)), 0, make(CollectiveKind.ALL_REDUCE, 8, 16 << 20))
+    assert sum(isinstance(step, Send) for step in part.steps) == 2 * 3
 
 
 def test_a_rank_sends_a_bounded_number_of_pieces() -> None:
