@@ -386,7 +386,9 @@ cdef class Run:
         cdef Slot* slot = NULL
         if link.failed != UCS_OK:
             return self._post(index, op.tag | self.tag)
-        if offers(address, op.nbytes, &offer) and not (op.is_fresh and is_far(&link.distance)):
+        if offers(address, op.nbytes, &offer) and not (
+            op.is_fresh and op.nbytes <= MOST_SHELVED and is_far(&link.distance)
+        ):
             if self.offered == NULL:
                 self.offered = <Offered*>calloc(self.script.nops, sizeof(Offered))
             if self.offered == NULL:
