@@ -185,8 +185,11 @@ cdef class Run:
         cdef Op* op = &self.script.ops[active.op]
         cdef Peer peer = <Peer>self.script.peers[op.peer]
         cdef Worker worker = self.script.worker
+        cdef Request request
         if active.what == A_MESSAGE:
-            return worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
+            request = worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
+            request.address = <char*>self.buffers[op.buffer] + op.offset
+            return request
         if active.slot != NULL:
             active.slot.handle, active.slot.held = NULL, False
         keep = self, self.engine.shelf.keep

@@ -172,14 +172,20 @@ def test_what_lies_on_the_shelf_is_waited_for_at_the_end() -> None:
         assert np.all(target == 1)
 
 
-def test_an_offer_that_is_aborted_is_over() -> None:
-    for make in (np.empty, hetcomm.shared_empty):
-        with connected(2) as executors:
-            sender, receiver = one_message(executors, 3000, 3000, make)
-            sender.abort()
-            assert sender.test()
-            receiver.abort()
-            assert receiver.test()
+@pytest.mark.parametrize("arrived", [False, True])
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+def test_an_offer_that_is_aborted_is_over(make: Make, recorded: bool, arrived: bool) -> None:
+    with connected(2) as executors:
+        executors[1].spans = [] if recorded else None
+        sender, receiver = one_message(executors, 3000, 3000, make)
+        for _ in range(1000 if arrived else 0):
+            for executor in executors:
+                executor.transport.progress()
+        receiver.abort()
+        assert receiver.test()
+        sender.abort()
+        assert sender.test()
 
 
 # ---- arrays
