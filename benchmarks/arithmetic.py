@@ -57,7 +57,7 @@ def measure(dtype: DataType, operation: str, nbytes: int, turns: int) -> Figure:
     value = local.element(1, dtype).tobytes() if operation != "average" else numpy.int64(NRANKS).tobytes()
 
     def binding(plain: bool) -> Callable[[], None]:
-        return lambda: ucp._run_loop(dtype.value, operation, dst.address, src.address, count, value, plain)
+        return lambda: ucp._run_loop(dtype.value, operation, dst.address, dst.address, src.address, count, value, plain)
 
     by_numpy: dict[str, Callable[[], object]] = {
         "average": lambda: local.average(src, dst, NRANKS),

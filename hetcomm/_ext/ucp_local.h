@@ -1,4 +1,4 @@
-/* What a rank does alone on host memory, with the values of hetcomm.runtime.local: dst = dst op src, dst = src scaled,
+/* What a rank does alone on host memory, with the values of hetcomm.runtime.local: dst = other op src, dst = src scaled,
  * dst filled.
  *
  * The loops are in ucp_loops.h, written for a compiler that vectorises and compiled here once for every processor of
@@ -20,9 +20,10 @@
 #include <immintrin.h>
 #endif
 
-/* `dst` and `src` are equal or share no element; `value` is one element, or for an average the number of ranks as an
- * int64. Neither need be aligned. A combination does not look at `value`, a fill does not look at `src`. */
-typedef void (*hetcomm_loop)(void *dst, const void *src, size_t count, const void *value);
+/* `dst` is equal to each of the others or shares no element with it; `value` is one element, or for an average the number
+ * of ranks as an int64. Nothing need be aligned. A combination does not look at `value`, what is scaled comes from `src`,
+ * and a fill looks at neither array. */
+typedef void (*hetcomm_loop)(void *dst, const void *other, const void *src, size_t count, const void *value);
 
 /* Elements wherever they lie. */
 #define HETCOMM_ELEMENT __attribute__((aligned(1), may_alias))

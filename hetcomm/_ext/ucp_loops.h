@@ -4,25 +4,27 @@
  * NumPy fuses in complex products on such processors, and HETCOMM_WIDE that they have AVX2, FMA and F16C.
  */
 
-#define HETCOMM_FUNCTION(name) \
-    HETCOMM_TARGET static void HETCOMM_LOOP(name)(void *to, const void *from, size_t count, const void *value)
-#define HETCOMM_ARRAYS(type)                    \
-    hetcomm_##type *dst = (hetcomm_##type *)to; \
+#define HETCOMM_FUNCTION(name)                           \
+    HETCOMM_TARGET static void HETCOMM_LOOP(name)(       \
+        void *to, const void *with, const void *from, size_t count, const void *value)
+#define HETCOMM_ARRAYS(type)                                    \
+    hetcomm_##type *dst = (hetcomm_##type *)to;                 \
+    const hetcomm_##type *other = (const hetcomm_##type *)with; \
     const hetcomm_##type *src = (const hetcomm_##type *)from
 
-/* dst = expression of a = dst and b = src; `many` does the first i of them. */
-#define HETCOMM_COMBINE(name, type, many, expression)    \
-    HETCOMM_FUNCTION(name)                               \
-    {                                                    \
-        HETCOMM_ARRAYS(type);                            \
-        size_t i = 0;                                    \
-        (void)value;                                     \
-        many;                                            \
-        HETCOMM_INDEPENDENT                              \
-        for (; i < count; i++) {                         \
-            const hetcomm_##type a = dst[i], b = src[i]; \
-            dst[i] = expression;                         \
-        }                                                \
+/* dst = expression of a = other and b = src; `many` does the first i of them. */
+#define HETCOMM_COMBINE(name, type, many, expression)      \
+    HETCOMM_FUNCTION(name)                                 \
+    {                                                      \
+        HETCOMM_ARRAYS(type);                              \
+        size_t i = 0;                                      \
+        (void)value;                                       \
+        many;                                              \
+        HETCOMM_INDEPENDENT                                \
+        for (; i < count; i++) {                           \
+            const hetcomm_##type a = other[i], b = src[i]; \
+            dst[i] = expression;                           \
+        }                                                  \
     }
 
 /* dst = expression of a = src and a constant */
@@ -31,6 +33,7 @@
     {                                                    \
         HETCOMM_ARRAYS(type);                            \
         constant;                                        \
+        (void)other;                                     \
         HETCOMM_INDEPENDENT                              \
         for (size_t i = 0; i < count; i++) {             \
             const hetcomm_##type a = src[i];             \
@@ -42,6 +45,7 @@
     HETCOMM_FUNCTION(fill_##type)                                       \
     {                                                                   \
         const hetcomm_##type constant = *(const hetcomm_##type *)value; \
+        (void)with;                                                     \
         (void)from;                                                     \
         for (size_t i = 0; i < count; i++) {                            \
             ((hetcomm_##type *)to)[i] = constant;                       \
@@ -82,7 +86,7 @@ HETCOMM_INTEGERS(64, uint64_t, int64_t, uint64_t)
 #ifdef HETCOMM_WIDE /* as the instructions do it */
 #define HETCOMM_EXTREMES(letter, vector, op)                                                                          \
     for (const size_t each = sizeof(vector) / sizeof(*dst); i + each <= count; i += each) {                           \
-        const vector a = _mm256_loadu_p##letter((const void *)(dst + i));                                             \
+        const vector a = _mm256_loadu_p##letter((const void *)(other + i));                                           \
         const vector extreme = _mm256_##op##_p##letter(a, _mm256_loadu_p##letter((const void *)(src + i)));           \
         const vector is_nan = _mm256_cmp_p##letter(a, a, _CMP_UNORD_Q);                                               \
         _mm256_storeu_p##letter((void *)(dst + i), _mm256_blendv_p##letter(extreme, a, is_nan));                      \
@@ -111,7 +115,7 @@ HETCOMM_FLOATS(float64, double, d, __m256d)
 #ifdef HETCOMM_WIDE
 #define HETCOMM_PRODUCTS(letter, vector, each, reals, imaginaries, swapped)                                           \
     for (; i + (each) <= count; i += (each)) {                                                                        \
-        const vector a = _mm256_loadu_p##letter((const void *)(dst + i));                                             \
+        const vector a = _mm256_loadu_p##letter((const void *)(other + i));                                           \
         const vector b = _mm256_loadu_p##letter((const void *)(src + i));                                             \
         const vector cross = _mm256_mul_p##letter(imaginaries, swapped);                                              \
         _mm256_storeu_p##letter((void *)(dst + i), _mm256_fmaddsub_p##letter(reals, b, cross));                       \
@@ -133,8 +137,8 @@ HETCOMM_FLOATS(float64, double, d, __m256d)
 #define HETCOMM_COMPLEX(type, part, suffix)                                                                           \
     HETCOMM_COMBINE(prod_##type, type, HETCOMM_PRODUCTS_##type, HETCOMM_PRODUCT(type, suffix, a, b))                  \
     HETCOMM_MAP(multiply_##type, type, HETCOMM_FACTOR(type), HETCOMM_PRODUCT(type, suffix, a, factor))                \
-    HETCOMM_FUNCTION(sum_##type) { HETCOMM_LOOP(sum_##part)(to, from, 2 * count, value); }                            \
-    HETCOMM_FUNCTION(average_##type) { HETCOMM_LOOP(average_##part)(to, from, 2 * count, value); }                    \
+    HETCOMM_FUNCTION(sum_##type) { HETCOMM_LOOP(sum_##part)(to, with, from, 2 * count, value); }                      \
+    HETCOMM_FUNCTION(average_##type) { HETCOMM_LOOP(average_##part)(to, with, from, 2 * count, value); }              \
     HETCOMM_FILL(type)
 
 HETCOMM_COMPLEX(complex64, float32, f)
@@ -142,14 +146,14 @@ HETCOMM_COMPLEX(complex128, float64, )
 
 /* ---- bfloat16 and float16: computed in float32 and rounded once, two to a word or eight at a time */
 
-#define HETCOMM_BOTH(type, convert, to, from) const type a = convert(to), b = convert(from)
-#define HETCOMM_SOURCE(type, convert, to, from) const type a = convert(from)
+#define HETCOMM_BOTH(type, convert, with, from) const type a = convert(with), b = convert(from)
+#define HETCOMM_SOURCE(type, convert, with, from) const type a = convert(from)
 #ifdef HETCOMM_WIDE
 #define HETCOMM_GET_8(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(at)))
 #define HETCOMM_PUT_8(at, eight) _mm_storeu_si128((__m128i *)(at), _mm256_cvtps_ph(eight, _MM_FROUND_TO_NEAREST_INT))
 #define HETCOMM_EIGHTS_float16(operands, expression)              \
     for (; i + 8 <= count; i += 8) {                              \
-        operands(__m256, HETCOMM_GET_8, dst + i, src + i);        \
+        operands(__m256, HETCOMM_GET_8, other + i, src + i);      \
         HETCOMM_PUT_8(dst + i, expression);                       \
     }
 #else
@@ -162,26 +166,28 @@ HETCOMM_COMPLEX(complex128, float64, )
     {                                                                                                                 \
         HETCOMM_ARRAYS(uint16);                                                                                       \
         hetcomm_uint32 *dst_words = (hetcomm_uint32 *)to;                                                             \
+        const hetcomm_uint32 *other_words = (const hetcomm_uint32 *)with;                                             \
         const hetcomm_uint32 *src_words = (const hetcomm_uint32 *)from;                                               \
         size_t i = 0;                                                                                                 \
+        (void)other, (void)other_words;                                                                               \
         constant;                                                                                                     \
         HETCOMM_EIGHTS_##type(operands, expression);                                                                  \
         HETCOMM_INDEPENDENT                                                                                           \
         for (size_t j = i / 2; j < count / 2; j++) {                                                                  \
             uint32_t low, high;                                                                                       \
             {                                                                                                         \
-                operands(float, hetcomm_from_##type, dst_words[j] << 16, src_words[j] << 16);                         \
+                operands(float, hetcomm_from_##type, other_words[j] << 16, src_words[j] << 16);                       \
                 low = hetcomm_to_##type(expression) >> 16;                                                            \
             }                                                                                                         \
             {                                                                                                         \
-                operands(float, hetcomm_from_##type, dst_words[j], src_words[j]);                                     \
+                operands(float, hetcomm_from_##type, other_words[j], src_words[j]);                                   \
                 high = hetcomm_to_##type(expression);                                                                 \
             }                                                                                                         \
             dst_words[j] = high | low;                                                                                \
         }                                                                                                             \
         if (count & 1) {                                                                                              \
             i = count - 1;                                                                                            \
-            operands(float, hetcomm_from_##type, (uint32_t)dst[i] << 16, (uint32_t)src[i] << 16);                     \
+            operands(float, hetcomm_from_##type, (uint32_t)other[i] << 16, (uint32_t)src[i] << 16);                   \
             dst[i] = (uint16_t)(hetcomm_to_##type(expression) >> 16);                                                 \
         }                                                                                                             \
     }

@@ -1,7 +1,8 @@
 # Programs of messages and local work that run without Python: what `hetcomm.runtime.binding` has derived, as C.
 
 cdef extern from "ucp_local.h" nogil:
-    ctypedef void (*Loop "hetcomm_loop")(void* dst, const void* src, size_t count, const void* value)
+    ctypedef void (*Loop "hetcomm_loop")(
+        void* dst, const void* other, const void* src, size_t count, const void* value)
     Loop loop_for "hetcomm_loop_for" (const char* dtype, const char* what, int plain)
 
 cdef enum:
@@ -29,6 +30,7 @@ cdef struct Op:
     size_t count
     ucp_tag_t tag
     int peer             # in `Script.peers`
+    int taken_by         # of a receive: the reduction that alone needs what it brings, or -1
     Loop loop
     bint is_fresh        # whether what is sent is a result: it will be written again where it lies
     bint scales          # by the factor of the run,
@@ -188,7 +190,7 @@ cdef class Run:
         cdef Request request
         if active.what == A_MESSAGE:
             request = worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
-            request.address = <char*>self.buffers[op.buffer] + op.offset
+            request.address = self._place(op.buffer, op.offset)
             return request
         if active.slot != NULL:
             active.slot.handle, active.slot.held = NULL, False
@@ -308,7 +310,8 @@ cdef class Run:
         """A message has come, or an offer in its place."""
         cdef Op* op = &self.script.ops[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef void* dst = <char*>self.buffers[op.buffer] + op.offset
+        cdef void* dst = self._place(op.buffer, op.offset)
+        cdef bint is_taken = False
         cdef Offer offer
         cdef const char* src
         if length == op.nbytes:
@@ -319,15 +322,34 @@ cdef class Run:
         offer = (<Offer*>dst)[0]
         src = see(&self.engine.views, &offer) if offer.nbytes == op.nbytes else NULL
         if src != NULL:
-            copy_over(<char*>dst, src, op.nbytes)
+            is_taken = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message
+            if is_taken:
+                self._reduce(op, src)
+            else:
+                copy_over(<char*>dst, src, op.nbytes)
         if link.failed == UCS_OK:
             answer(link.ep, &offer, &DECLINED if src == NULL and offer.nbytes == op.nbytes else &TAKEN)
         if offer.nbytes != op.nbytes:
             return self._wrong_length(index, offer.nbytes)
         if src == NULL:
             return self._post(index, FOLLOWS | offer.number)
+        if is_taken:
+            self.waits[op.taken_by] += 1  # nobody starts it: it is done
         self._complete(index)
+        if is_taken:
+            self._started(op.taken_by)
+            self._complete(op.taken_by)
         return RUN_WAITS
+
+    cdef void _reduce(self, Op* recv, const void* message) noexcept nogil:
+        """Do the reduction that takes a message, from where the message lies."""
+        cdef Op* op = &self.script.ops[recv.taken_by]
+        cdef void* dst = self._place(op.buffer, op.offset)
+        cdef const void* src = self._place(op.other, op.other_offset)
+        if self._place(recv.buffer, recv.offset) == dst:
+            op.loop(dst, message, src, op.count, NULL)
+        else:
+            op.loop(dst, dst, message, op.count, NULL)
 
     cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
         with gil:
@@ -335,15 +357,18 @@ cdef class Run:
             self.broken = TransportError(f"received {length} bytes where {self.script.ops[index].nbytes} were expected")
         return RUN_FAILED
 
+    cdef char* _place(self, int buffer, size_t offset) noexcept nogil:
+        return <char*>self.buffers[buffer] + offset
+
     cdef int _start(self, int index) noexcept nogil:
         cdef Op* op = &self.script.ops[index]
-        cdef void* dst = <char*>self.buffers[op.buffer] + op.offset
-        cdef void* src = <char*>self.buffers[op.other] + op.other_offset
+        cdef void* dst = self._place(op.buffer, op.offset)
+        cdef void* src = self._place(op.other, op.other_offset)
         cdef int state
         if op.kind == DO_COPY:
             memmove(dst, src, op.nbytes)
         elif op.kind == DO_LOOP:
-            op.loop(dst, src, op.count, <void*>self.factor if op.scales else <void*>op.value)
+            op.loop(dst, dst, src, op.count, <void*>self.factor if op.scales else <void*>op.value)
         elif op.nbytes:
             if op.kind == DO_SEND and op.nbytes >= LEAST_OFFERED and self.script.links[op.peer].sees:
                 state = self._offer(index)
@@ -358,7 +383,7 @@ cdef class Run:
     cdef int _post(self, int index, ucp_tag_t tag) noexcept nogil:
         """Send or receive the message of a step."""
         cdef Op* op = &self.script.ops[index]
-        cdef void* address = <char*>self.buffers[op.buffer] + op.offset
+        cdef void* address = self._place(op.buffer, op.offset)
         cdef Link* link = self.script.links[op.peer]
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
@@ -384,7 +409,7 @@ cdef class Run:
         """The same for a message to a process on this machine that is worth an offer, if one can be made."""
         cdef Op* op = &self.script.ops[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef const char* address = <char*>self.buffers[op.buffer] + op.offset
+        cdef const char* address = self._place(op.buffer, op.offset)
         cdef Offer offer
         cdef Slot* slot = NULL
         if link.failed != UCS_OK:
@@ -469,11 +494,11 @@ cdef Loop _loop(str dtype, str what, bint plain) except NULL:
     return found
 
 
-def _run_loop(str dtype, str what, size_t dst, size_t src, size_t count, bytes value, bint plain):
+def _run_loop(str dtype, str what, size_t dst, size_t other, size_t src, size_t count, bytes value, bint plain):
     """One local step on its own, for tests and measurements; `plain` chooses the loop of every processor."""
     cdef char[WIDEST] constant
     _put(constant, value)
-    _loop(dtype, what, plain)(<void*>dst, <const void*>src, count, constant)
+    _loop(dtype, what, plain)(<void*>dst, <const void*>other, <const void*>src, count, constant)
 
 
 cdef Script _script(Worker worker, list steps):
@@ -497,6 +522,7 @@ cdef Script _script(Worker worker, list steps):
         op.nbytes = step.get("nbytes", 0)
         op.tag = step.get("tag", 0)
         op.waits = step["waits"]
+        op.taken_by = step.get("taken_by", -1)
         if op.kind == DO_SEND or op.kind == DO_RECV:
             peer = worker._peer(step["peer"])
             if peer not in made.peers:

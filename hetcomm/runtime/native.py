@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.execution import Execution, collect, listed
 from hetcomm.runtime.local import element
+from hetcomm.schedule.dataflow import consumers
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Recv, Reduce, Scale, Send, Slice
 from hetcomm.transport.base import Script, ScriptRun, Transport
 from hetcomm.types import Memory, Number, identity
@@ -29,7 +30,10 @@ def script_of(bound: BoundProgram, transport: Transport, peers: Any) -> Script |
     make = getattr(transport, "script", None)
     if make is None or bound.vendor_calls:
         return None
-    made: Script = make([_described(bound, index, peers) for index in range(len(bound.steps))])
+    described = [_described(bound, index, peers) for index in range(len(bound.steps))]
+    for index, reduction in consumers(bound.program).items():
+        described[index]["taken_by"] = reduction
+    made: Script = make(described)
     return made
 
 

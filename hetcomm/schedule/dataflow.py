@@ -38,7 +38,7 @@ from hetcomm.schedule.steps import (
 )
 from hetcomm.schedule.timeline import label
 
-__all__ = ["Order", "StepId", "accesses", "dependencies", "match", "step_error", "vendor_groups"]
+__all__ = ["Order", "StepId", "accesses", "consumers", "dependencies", "match", "step_error", "vendor_groups"]
 
 StepId = tuple[int, int]
 """(rank, index of the step in its program)."""
@@ -178,6 +178,35 @@ def _issue_queue(step: Step) -> object | None:
     if isinstance(step, Recv):
         return Recv, step.peer, step.channel
     return None
+
+
+def consumers(program: Program) -> dict[int, int]:
+    """Receives whose message is needed by one reduction only, and those reductions.
+
+    Such a reduction takes all of the message, as one of its operands, and writes its result over it, or what has been
+    received is scratch that nobody else reads. So the message need not be stored: it may be reduced from where it is.
+    """
+    latest = {buffer: IntervalMap(_UNBOUNDED, -1) for buffer in Buffer}
+    readers: list[set[int]] = [set() for _ in program.steps]
+    for index, step in enumerate(program.steps):
+        reads, writes = accesses(step)
+        for read in reads:
+            writers = latest[read.buffer].runs(read.offset, read.stop)[1]
+            for writer in writers:
+                if writer >= 0:
+                    readers[writer].update((index,) if len(writers) == 1 else (index, -1))  # a message and more
+        for write in writes:
+            latest[write.buffer].assign(write.offset, write.stop, index)
+    found = {}
+    for index, step in enumerate(program.steps):
+        if isinstance(step, Recv) and len(readers[index]) == 1:
+            (reader,) = readers[index]
+            last = program.steps[reader]
+            if isinstance(last, Reduce) and (
+                last.dst == step.dst or (last.src == step.dst and step.dst.buffer is Buffer.SCRATCH)
+            ):
+                found[index] = reader
+    return found
 
 
 def match(schedule: Schedule) -> dict[StepId, StepId]:

@@ -29,11 +29,21 @@ paths = pytest.mark.parametrize("plain", [False, True], ids=["best", "plain"])
 
 
 def run(
-    what: str, dst: Any, src: Any, dtype: DataType, count: int, number: Number, plain: bool, offset: int = 0
+    what: str,
+    dst: Any,
+    src: Any,
+    dtype: DataType,
+    count: int,
+    number: Number,
+    plain: bool,
+    offset: int = 0,
+    other: Any = None,
 ) -> None:
-    """One step by the binding, on arrays of bytes; `dst` begins at byte `offset`."""
+    """One step by the binding, on arrays of bytes; `dst` begins at byte `offset`, and is its own `other` if none is."""
     value = np.int64(number).tobytes() if what == "average" else local.element(number, dtype).tobytes()
-    ucp._run_loop(dtype.value, what, dst.ctypes.data + offset, src.ctypes.data, count, value, plain)
+    target = dst.ctypes.data + offset
+    first = target if other is None else other.ctypes.data
+    ucp._run_loop(dtype.value, what, target, first, src.ctypes.data, count, value, plain)
 
 
 def expect(what: str, dst: Any, src: Any, dtype: DataType, count: int, number: Any, offset: int = 0) -> None:
@@ -132,6 +142,11 @@ def test_every_step_is_that_of_numpy(
     two_nans = is_nan(before) & is_nan(other) & (what in ("sum", "prod"))
     got, wanted = mine[inside].copy().view(kind), theirs[inside].copy().view(kind)
     assert same(got, wanted, two_nans), (got, wanted)
+    for is_second in (False, True) if what in COMBINING else ():  # the result in place of the second, or of neither
+        second = mine[inside] if is_second else other.view(np.uint8)
+        mine[inside] = other.view(np.uint8) if is_second else 0
+        run(what, mine, second, dtype, count, number, plain, offset, before.view(np.uint8))
+        assert np.array_equal(mine[inside], got.view(np.uint8))
     mine[inside] = theirs[inside] = 0
     assert mine.tobytes() == theirs.tobytes(), "what lies beside it is not touched"
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import hetcomm
 from hetcomm._ext import ucp
@@ -19,7 +21,7 @@ from hetcomm.runtime.buffers import memory
 from hetcomm.runtime.execution import Execution
 from hetcomm.runtime.executor import Executor
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Buffer, Program, Recv, Send, Slice
+from hetcomm.schedule.steps import Buffer, Copy, Fill, Program, Recv, Reduce, Send, Slice
 from hetcomm.testing import RanksFailed, run_ranks
 from hetcomm.topology import flat
 from hetcomm.transport import arena
@@ -186,6 +188,82 @@ def test_an_offer_that_is_aborted_is_over(make: Make, recorded: bool, arrived: b
         assert receiver.test()
         sender.abort()
         assert sender.test()
+
+
+BLOCK, NBLOCKS = 512, 4  # elements that are offered; of each buffer
+START = Fill(Slice(Buffer.SCRATCH, 0, BLOCK * NBLOCKS), ReduceKind.SUM)
+
+
+@st.composite
+def receivers(draw: st.DrawFn) -> list[Recv | Reduce | Copy]:
+    """Steps of a rank that receives from rank 0; all slices are of one or two blocks."""
+
+    def place(*buffers: Buffer) -> Slice:
+        number = draw(st.integers(0, NBLOCKS - length))
+        return Slice(draw(st.sampled_from(buffers)), number * BLOCK, length * BLOCK)
+
+    steps: list[Recv | Reduce | Copy] = []
+    for _ in range(draw(st.integers(1, 10))):
+        length = draw(st.sampled_from([1, 2, 2, 2]))
+        dst, src = place(Buffer.OUT, Buffer.SCRATCH), place(*Buffer)
+        kind = draw(st.sampled_from([Recv, Recv, Reduce, Reduce, Copy]))
+        if kind is Recv or src.overlaps(dst):
+            steps.append(Recv(dst, 0))
+        else:
+            steps.append(Reduce(src, dst, ReduceKind.SUM) if kind is Reduce else Copy(src, dst))
+    return steps
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[list[Executor]]:
+    with connected(2) as executors:
+        yield executors
+
+
+SPARE, ONE, OTHER = Slice(Buffer.SCRATCH, 0, 512), Slice(Buffer.OUT, 0, 512), Slice(Buffer.OUT, 512, 512)
+GIVEN, BOTH = Slice(Buffer.IN, 0, 1024), Slice(Buffer.OUT, 0, 1024)
+
+
+@settings(max_examples=150)
+@example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM)], False, 0)
+@example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM), Copy(SPARE, OTHER)], False, 0)
+@example([Recv(ONE, 0), Reduce(OTHER, ONE, ReduceKind.SUM), Copy(ONE, OTHER)], True, 0)
+@example([Recv(OTHER, 0), Reduce(OTHER, ONE, ReduceKind.SUM)], True, 0)
+@example([Recv(BOTH, 0), Recv(ONE, 0), Reduce(GIVEN, BOTH, ReduceKind.SUM)], True, 0)
+@given(receivers(), st.booleans(), st.integers(0, 1000))
+def test_what_is_received_may_be_reduced_where_it_lies(
+    pair: list[Executor], steps: list[Recv | Reduce | Copy], shared: bool, seed: int
+) -> None:
+    """Any program of receives, sums and copies does what its steps do one by one."""
+    elements = BLOCK * NBLOCKS
+    total = Collective(CollectiveKind.ALL_REDUCE, 2, elements, DataType.FLOAT64, ReduceKind.SUM)
+    lengths = [step.dst.count for step in steps if isinstance(step, Recv)]
+    messages = [np.arange(length) * (2.0 + number) % 11 + 1 for number, length in enumerate(lengths)]
+    arrays = {buffer: np.zeros(elements) for buffer in Buffer}
+    arrays[Buffer.IN][:] = np.arange(elements) % 7 + 1.0
+    own, arriving = arrays[Buffer.IN].copy(), iter(messages)
+    for step in steps:
+        into = arrays[step.dst.buffer][step.dst.offset : step.dst.stop]
+        if isinstance(step, Recv):
+            into[:] = next(arriving)
+        else:
+            part = arrays[step.src.buffer][step.src.offset : step.src.stop]
+            into[:] = into + part if isinstance(step, Reduce) else part
+    source = (hetcomm.shared_empty if shared else np.empty)(sum(lengths), np.float64)
+    source[:] = np.concatenate([np.zeros(0), *messages])
+    starts = [sum(lengths[:number]) for number in range(len(lengths))]
+    sends = tuple(Send(Slice(Buffer.IN, start, length), 1) for start, length in zip(starts, lengths, strict=True))
+    got = np.zeros(elements)
+    runs = [
+        pair[0].start(Program(0, total, sends), memory(source, argument="i", rank=0, writable=False), None),
+        pair[1].start(
+            Program(1, total, (START, *steps), elements),
+            memory(own, argument="i", rank=1, writable=False),
+            memory(got, argument="o", rank=1, writable=True),
+        ),
+    ]
+    finish(pair, runs, seed)
+    assert np.array_equal(got, arrays[Buffer.OUT])
 
 
 # ---- arrays

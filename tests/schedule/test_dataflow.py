@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm.errors import ScheduleError
-from hetcomm.schedule.dataflow import Order, accesses, dependencies, match, vendor_groups
+from hetcomm.schedule.dataflow import Order, accesses, consumers, dependencies, match, vendor_groups
 from hetcomm.schedule.intervals import IntervalMap
 from hetcomm.schedule.steps import (
     Buffer,
@@ -188,6 +188,31 @@ def test_interval_map_is_an_array(writes: list[tuple[int, int, int]]) -> None:
             assert [each for (a, b), each in runs for _ in range(a, b)] == array[low:high]
             assert (bounds[0], bounds[-1]) == (low, high)
             assert all(one != other for one, other in pairwise(values))
+
+
+GIVEN = Slice(IN, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [
+        ([Recv(A, 1), Reduce(GIVEN, A, SUM)], {0: 1}),
+        ([Recv(SPARE, 1), Reduce(SPARE, A, SUM)], {0: 1}),
+        ([Recv(SPARE, 1), Reduce(GIVEN, SPARE, SUM), Send(SPARE, 1)], {0: 1}),
+        ([Recv(SPARE, 1), Reduce(SPARE, A, SUM), Recv(SPARE, 1), Reduce(SPARE, A, SUM)], {0: 1, 2: 3}),
+        ([Recv(B, 1), Reduce(B, A, SUM)], {}),  # the user sees B
+        ([Recv(SPARE, 1), Send(SPARE, 2), Reduce(SPARE, A, SUM)], {}),
+        ([Recv(SPARE, 1), Reduce(SPARE, A, SUM), Copy(SPARE, B)], {}),
+        ([Recv(SPARE, 1), Reduce(SPARE, A, SUM), Recv(Slice(SCRATCH, 0, 2), 1), Send(SPARE, 1)], {}),
+        ([Recv(BOTH, 1), Reduce(GIVEN, A, SUM)], {}),  # a part of the message
+        ([Recv(A, 1), Recv(Slice(OUT, 0, 2), 1), Reduce(GIVEN, A, SUM)], {}),
+        ([Recv(A, 1), Copy(A, B)], {}),
+        ([Recv(A, 1)], {}),
+    ],
+    ids=repr,
+)
+def test_what_a_reduction_alone_needs_is_found(steps: list[Step], found: dict[int, int]) -> None:
+    assert consumers(Program(0, collective("all_reduce", 2, 8, "sum"), tuple(steps), 8)) == found
 
 
 def test_match_is_first_in_first_out_per_channel() -> None:
