@@ -2,17 +2,22 @@
 
 Each cluster adds up its ranks' vectors, its border ranks exchange the parts of that sum with those of the other
 cluster, and each adds what comes to its own: one message after another between clusters where a hub would need two, and
-the same 2S between them. Both take the first cluster's sum as the left operand, so all ranks get the same bits.
+the same 2S between them. Both take the first cluster's sum as the left operand, so all ranks get the same bits. What
+goes between clusters is cut into pieces of `PIECE_BYTES`, each of which is added when it comes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program
 from hetcomm.topology.builder import Builder
-from hetcomm.topology.layout import Direction, divide
+from hetcomm.topology.layout import Direction, Share, divide, messages
 from hetcomm.topology.model import Topology
 from hetcomm.topology.phases import within
+from hetcomm.topology.ring import PIECE_BYTES
 from hetcomm.topology.tuning import Tuning
 
 __all__ = ["fits", "plan"]
@@ -49,16 +54,36 @@ def plan(collective: Collective, topology: Topology, rank: int) -> Program:
         builder.home_reduce(cluster, source, mine, within(target))
         builder.home_spread(cluster, target, mine)
         return builder.program("mutual all_reduce")
-    part = target.part(share.start, share.count)
-    held, arriving = (part, builder.scratch(share.count)) if here == 0 else (builder.scratch(share.count), part)
-    if here and len(cluster) == 1 and not source.overlaps(target):
-        held = source.part(share.start, share.count)  # it need not be kept apart
+    given, part = (whole.part(share.start, share.count) for whole in (source, target))
+    is_alone = len(cluster) == 1 and not source.overlaps(target)
+    if here == 0:
+        held, arriving = part, builder.scratch(share.count)
     else:
+        held, arriving = given if is_alone else builder.scratch(share.count), part
+    sent = given if is_alone else held
+    if not is_alone:
         builder.home_reduce(cluster, source, mine, within(held, share.start))
-    builder.send_shares(mine, theirs, within(held, share.start), 0)
-    builder.recv_shares(theirs, mine, within(arriving, share.start), 0)
+    longest = max(1, PIECE_BYTES // collective.dtype.itemsize)
+    for start, stop, sender, receiver in _pieces(mine, theirs, longest):
+        if sender == rank:
+            builder.send(sent.part(start - share.start, stop - start), receiver)
+    if is_alone:
+        builder.copy(sent, held)
     left, right = (held, arriving) if here == 0 else (arriving, held)
-    builder.reduce(right, left)
-    builder.average(left, part)
+    for start, stop, sender, receiver in _pieces(theirs, mine, longest):
+        if receiver == rank:
+            at = start - share.start, stop - start
+            builder.recv(arriving.part(*at), sender)
+            builder.reduce(right.part(*at), left.part(*at))
+            builder.average(left.part(*at), part.part(*at))
     builder.home_spread(cluster, target, mine)
     return builder.program("mutual all_reduce")
+
+
+def _pieces(senders: Sequence[Share], receivers: Sequence[Share], longest: int) -> Iterator[tuple[int, int, int, int]]:
+    """The messages of these shares, each in as few pieces of equal length as it takes."""
+    for start, stop, sender, receiver in messages(senders, receivers):
+        npieces = -(-(stop - start) // longest)
+        cuts = [start + (stop - start) * number // npieces for number in range(npieces + 1)]
+        for first, last in pairwise(cuts):
+            yield first, last, sender, receiver
