@@ -3,8 +3,8 @@
 For each size every contender gets the same buffers, is checked, and warms up. Then it goes round: in each round every
 contender makes some calls, one behind the other without a barrier between them, and the round after begins with
 the next contender, so that a busy moment of the machine meets all of them. A *sample* is the time of such a block over
-its calls, on the slowest rank; a block has as many calls as take some milliseconds. Barriers before the blocks are not
-timed. The last thing is another check.
+its calls, on the slowest rank; a block has as many calls as take some milliseconds. The first call of a block, which
+finds the caches as another contender has left them, and the barriers are not timed. The last thing is another check.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class _Match:
         for number in range(iters):
             first = number % len(names)
             for name in (*names[first:], *names[:first]):
-                samples[name].append(self._block(name, bound[name], calls[name]))
+                samples[name].append(self._block(name, bound[name], calls[name], before=1))
         for name, each in bound.items():
             wrong[name] = max(wrong[name], self._wrong(name, each) if check else 0)
             each.release()
@@ -172,10 +172,12 @@ class _Match:
     def _all_gather(self, payload: object) -> list[bytes]:
         return list(self._comm._parts.group.all_gather(json.dumps(payload).encode()))
 
-    def _block(self, name: str, bound: Bound, calls: int) -> float:
-        """Seconds of a call, out of `calls` of them."""
+    def _block(self, name: str, bound: Bound, calls: int, before: int = 0) -> float:
+        """Seconds of a call, out of `calls` of them, after those `before` that do not count."""
         call, seconds = bound.call, 0.0
         try:
+            for _ in range(before):
+                call()
             for _ in range(calls if self._benchmark.touched else 1):
                 if self._benchmark.touched:
                     touch(*(bound.touched or self._arrays.touched(self._case)))
