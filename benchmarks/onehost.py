@@ -225,7 +225,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--vendors", nargs=2, default=["mpi", "oneccl"], help="of the two clusters of the short part")
     parser.add_argument("--most", type=parse_size, default=1 << 20, help="the longest of the short part (1M)")
-    parser.add_argument("--factor", type=int, default=4, help="from one size of the short part to the next (4)")
+    parser.add_argument("--factor", type=int, default=2, help="from one size of the short part to the next (2)")
     parser.add_argument("--iters", type=int, default=15, help="samples of each size (15)")
     parser.add_argument("--warmup", type=int, default=5, help="calls of a block of warm-up (5)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for each job (300)")
