@@ -1,8 +1,8 @@
 # Messages that stay where they are: long ones of scripts, out of memory that this process shares with its machine.
 #
-# In their place an offer is sent, which says where the message lies. The receiver copies it from there and answers. If
-# it cannot see that memory it answers that, and the message itself follows. Whoever receives a message of a collective
-# must expect an offer, which is told from a message of the wrong length by its mark.
+# In their place an offer is sent, which says where the message lies. The receiver copies it from there, or reduces it
+# with what it has, and answers. If it cannot see that memory it answers that, and the message itself follows. Whoever
+# receives a message of a collective must expect an offer, which is told from a message of the wrong length by its mark.
 
 cdef extern from "ucp_shared.h" nogil:
     ctypedef struct Offer "hetcomm_offer":
