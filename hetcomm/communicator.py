@@ -158,12 +158,11 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._children: list[Communicator] = []
         self._rank, self._nranks = parts.group.rank, parts.group.nranks
         self._plans = parts.plans
-        openers = [executor.open for executor in parts.executors]
-        self._streams = Streams(parts.job.devices, parts.job.serve, openers, self._rank)
+        self._streams = Streams(parts.job.devices, parts.job.serve, parts.executor.open, self._rank)
         self._closed = False
         self._engine = Engine(parts)
         self._ledger = parts.ledger
-        self._express = self._engine.express.call if self._engine.express is not None else _no_express_way
+        self._fast = self._engine.fast_path.call if self._engine.fast_path is not None else _no_fast_path
         self._token = numpy.zeros(1, numpy.uint8)
         self._active = parts.job.pump.active
         self._points = pointtopoint.PointToPoint(
@@ -364,15 +363,15 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             UsageError: This communicator is recording already.
         """
         self._engine.check_usable()
-        executor = self._parts.executors[0]
+        executor = self._parts.executor
         if executor.spans is not None:
             raise UsageError("trace() is active already", remedy="Leave the inner block out.", rank=self._rank)
         trace = Trace()
-        executor.spans, self._ledger.traced = trace._spans, True
+        executor.spans, self._ledger.is_traced = trace._spans, True
         try:
             yield trace
         finally:
-            executor.spans, self._ledger.traced = None, False
+            executor.spans, self._ledger.is_traced = None, False
 
     # ---- the end
 
@@ -447,7 +446,7 @@ _EXPLAINED = (
 )
 
 
-def _no_express_way(*_: object) -> bool:
+def _no_fast_path(*_: object) -> bool:
     return False
 
 

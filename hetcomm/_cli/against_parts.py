@@ -15,14 +15,12 @@ import numpy
 import hetcomm
 from hetcomm._cli.cases import SEND_RECV, Arrays, Case
 from hetcomm._cli.contenders import Bound, output
-from hetcomm.errors import UsageError
 from hetcomm.runtime.buffers import memory
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Program
 from hetcomm.transport.ucx import UcxTransport
-from hetcomm.types import Memory, MemoryKind, Number, ReduceKind
+from hetcomm.types import Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
-from hetcomm.vendors.base import COLLECTIVES, Operation
+from hetcomm.vendors.base import COLLECTIVES
 
 __all__ = ["Ucx", "Vendor"]
 
@@ -38,7 +36,7 @@ class Vendor:
 
     def __init__(self, comm: hetcomm.Communicator) -> None:
         self._vendor = registry.vendor(comm.topology.clusters[0].vendor)
-        self._communicator = self._vendor.create(comm._parts.group, _NoRunner())
+        self._communicator = self._vendor.create(comm._parts.group)
         self._rank, self._nranks = comm.rank, comm.nranks
 
     @staticmethod
@@ -92,16 +90,6 @@ class Vendor:
     def close(self) -> None:
         """Close the communicator."""
         self._communicator.close()
-
-
-class _NoRunner:
-    """Stands where the built-in vendor would find hetcomm's executor."""
-
-    def start(
-        self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
-    ) -> Operation:
-        """Refuse."""
-        raise UsageError("only the vendor 'ucx' runs programs")
 
 
 class Ucx:

@@ -262,7 +262,7 @@ class _Bench:
         cells = [Slice(Buffer.OUT, 0, 1), *(Slice(Buffer.SCRATCH, number, 1) for number in range(_STEPS))]
         steps = tuple(Copy(cells[number], cells[number + 1]) for number in range(_STEPS))
         program = Program(self._comm.rank, collective, steps, _STEPS, "chain of copies")
-        executor, buffer = self._parts.executors[0], self._out.part(0, 1)
+        executor, buffer = self._parts.executor, self._out.part(0, 1)
 
         def sample() -> float:
             start = time.perf_counter()

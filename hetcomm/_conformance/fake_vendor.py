@@ -29,7 +29,6 @@ from hetcomm.vendors.base import (
     Capabilities,
     Group,
     Operation,
-    ProgramRunner,
 )
 
 __all__ = [
@@ -236,7 +235,7 @@ class FakeStreamVendor:
         """Always usable."""
         return Availability(True, version="fake")
 
-    def create(self, group: Group, runner: ProgramRunner) -> FakeStreamCommunicator:
+    def create(self, group: Group) -> FakeStreamCommunicator:
         """The communicator of one rank."""
         said = b""
         if group.rank == 0:

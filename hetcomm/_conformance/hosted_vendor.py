@@ -10,7 +10,7 @@ from hetcomm._conformance.fake_device import FakeDevice
 from hetcomm._conformance.fake_vendor import CAPABILITIES, QueuedCall, StreamsOnly
 from hetcomm.schedule.collective import Collective
 from hetcomm.types import Memory
-from hetcomm.vendors.base import Availability, Capabilities, Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.vendors.base import Availability, Capabilities, Group, Operation, VendorCommunicator
 
 __all__ = ["HostedStreamVendor"]
 
@@ -88,6 +88,6 @@ class HostedStreamVendor:
         found: Availability = self._inner.availability()
         return found
 
-    def create(self, group: Group, runner: ProgramRunner) -> _HostedCommunicator:
+    def create(self, group: Group) -> _HostedCommunicator:
         """A communicator over one of the vendor behind it."""
-        return _HostedCommunicator(self._inner.create(group, runner), self._device)
+        return _HostedCommunicator(self._inner.create(group), self._device)

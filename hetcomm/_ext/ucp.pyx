@@ -15,7 +15,8 @@ fails.
 
 The files: `ucp_library.pxi` which library; `ucp_peers.pxi` endpoints; `ucp_engine.pxi` the worker that is progressed
 and waited for; `ucp_memory.pxi` registrations; `ucp_shared.pxi` what is read where it lies; `ucp_requests.pxi` messages
-and their errors; `ucp_script.pxi` whole programs of messages; `ucp_express.pxi` whole calls; here what Python calls.
+and their errors; `ucp_script.pxi` whole programs; `ucp_gate.pxi` one thread at a time; `ucp_fastpath.pxi` whole calls;
+here what Python calls.
 
 One thread at a time may use a worker. A second one gets a `TransportError` and changes nothing.
 """
@@ -38,12 +39,13 @@ from hetcomm._ext.ucp_wait cimport *
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
 
 __all__ = [
-    "SHARED", "SHELF_NBYTES", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve",
-    "share",
+    "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Registration", "Request", "Worker",
+    "resolve", "share",
 ]
 
-cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xF << 44  # of a class that hetcomm.runtime.tags leaves free
+cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.runtime.tags leaves to transports
 cdef double PROOF_SECONDS = 1.0
+cdef double QUICK_SECONDS = 0.02  # after which a quick message is handed over
 cdef double SHARED_SECONDS = 0.0005  # between looks at messages that the owner of a shared worker may have moved
 
 include "ucp_library.pxi"
@@ -53,7 +55,8 @@ include "ucp_engine.pxi"
 include "ucp_memory.pxi"
 include "ucp_requests.pxi"
 include "ucp_script.pxi"
-include "ucp_express.pxi"
+include "ucp_gate.pxi"
+include "ucp_fastpath.pxi"
 
 SHELF_NBYTES = SLOTS * MOST_SHELVED
 
@@ -86,6 +89,7 @@ cdef class Worker:
     cdef bint _busy
     cdef int _roused  # written by other threads; a call of UCX lies between any two looks at it
     cdef unsigned int _calls
+    cdef Gate _gate
     cdef object __weakref__
     cdef readonly tuple unknown_options
 
@@ -212,6 +216,15 @@ cdef class Worker:
     def companion(self, value):
         self._engine.companion = value
 
+    @property
+    def gate(self):
+        """The `Gate` that whoever uses the quick messages must have; None: these are not used."""
+        return self._gate
+
+    @gate.setter
+    def gate(self, Gate value):
+        self._gate = value
+
     cdef inline Peer _peer(self, int number):
         found = self._engine.peers.get(number)
         if found is None:
@@ -329,7 +342,7 @@ cdef class Worker:
         cdef Py_buffer view
         _export(buffer, &view, PyBUF_C_CONTIGUOUS, "send")
         try:
-            self._blocking(buffer, view.buf, view.len, target, tag, False, timeout)
+            self._blocking(buffer, view.buf, view.len, target, tag, False, timeout, None)
         finally:
             PyBuffer_Release(&view)
 
@@ -346,7 +359,7 @@ cdef class Worker:
         cdef Py_buffer view
         _export(buffer, &view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "recv")
         try:
-            return self._blocking(buffer, view.buf, view.len, target, tag, True, timeout)
+            return self._blocking(buffer, view.buf, view.len, target, tag, True, timeout, None)
         finally:
             PyBuffer_Release(&view)
 
@@ -369,7 +382,8 @@ cdef class Worker:
                 if <char*>given.buf < <char*>wanted.buf + wanted.len and (
                         <char*>wanted.buf < <char*>given.buf + given.len):
                     return -1
-                return self._exchange(outgoing, &given, target, tag, incoming, &wanted, origin, source_tag, timeout)
+                return self._exchange(
+                    outgoing, &given, target, tag, incoming, &wanted, origin, source_tag, timeout, None)
             finally:
                 PyBuffer_Release(&wanted)
         finally:
@@ -377,7 +391,7 @@ cdef class Worker:
 
     cdef Py_ssize_t _exchange(
         self, object outgoing, Py_buffer* given, Peer target, ucp_tag_t tag, object incoming, Py_buffer* wanted,
-        Peer origin, ucp_tag_t source_tag, double timeout,
+        Peer origin, ucp_tag_t source_tag, double timeout, list left,
     ) except -1:
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
@@ -424,12 +438,17 @@ cdef class Worker:
             return info.length
         first = self._request(origin, arriving, wanted.len, source_tag, True, memoryview(incoming))
         second = self._request(target, leaving, given.len, tag, False, memoryview(outgoing))
+        if left is not None and turn == LATE:
+            left += (first, second)
+            return 0
         _conclude(self._engine, [first, second], turn, timeout)
         return first.moved
 
     cdef Py_ssize_t _blocking(
         self, object owner, void* address, size_t nbytes, Peer peer, ucp_tag_t tag, bint is_recv, double timeout,
+        list left,
     ) except -1:
+        """`timeout` ends it, or with `left` only the wait: then the request is put there."""
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
         cdef void* handle
@@ -464,16 +483,96 @@ cdef class Worker:
         request = self._request(peer, handle, nbytes, tag, is_recv, None)
         if request.handle != NULL and status == UCS_INPROGRESS:
             request.keep = memoryview(owner)
+        if left is not None and turn == LATE:
+            left.append(request)
+            return 0
         _conclude(self._engine, [request], turn, timeout)
         return request.moved
 
-    def script(self, list steps):
-        """A program of messages and local work on host memory, made to run without Python.
+    # ---- quick messages: for who has the gate of the process, and goes on with what is not over after a short while
+
+    def quick_send(self, object buffer, int peer, ucp_tag_t tag):
+        """Send a buffer as `send_buffer` does.
+
+        Returns:
+            None if it is over, the request if it goes on, or NotImplemented, and nothing was done, where another call
+            is under way in this process.
+
+        Raises:
+            UsageError, PeerFailureError: As for `send_buffer`.
+        """
+        return self._quick(buffer, peer, tag, False)
+
+    def quick_recv(self, object buffer, int peer, ucp_tag_t tag):
+        """Receive into a buffer as `recv_buffer` does; returns what `quick_send` does, but the bytes if it is over."""
+        return self._quick(buffer, peer, tag, True)
+
+    cdef inline bint _is_free(self) except -1:
+        """Whether nobody is at it, in this thread or another."""
+        return self._gate is not None and not self._gate.depth and not self._busy
+
+    cdef object _quick(self, object buffer, int peer, ucp_tag_t tag, bint is_recv):
+        cdef Peer target = self._peer(peer)
+        cdef Py_buffer view
+        cdef list left = []
+        cdef Py_ssize_t nbytes
+        if not self._is_free():
+            return NotImplemented
+        _export(buffer, &view, PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if is_recv else 0), "recv" if is_recv else "send")
+        self._gate._take()
+        try:
+            nbytes = self._blocking(buffer, view.buf, view.len, target, tag, is_recv, QUICK_SECONDS, left)
+        finally:
+            self._gate.depth -= 1
+            PyBuffer_Release(&view)
+        if left:
+            return left[0]
+        return nbytes if is_recv else None
+
+    def quick_exchange(
+        self, object outgoing, int peer, ucp_tag_t tag, object incoming, int source, ucp_tag_t source_tag
+    ):
+        """Both at the same time, as `exchange_buffers`: the bytes that arrived if both are over, or both requests, the
+        receive first.
+
+        Returns:
+            NotImplemented also if the buffers overlap.
+        """
+        cdef Peer target = self._peer(peer)
+        cdef Peer origin = self._peer(source)
+        cdef Py_buffer given, wanted
+        cdef list left = []
+        cdef Py_ssize_t nbytes
+        if not self._is_free():
+            return NotImplemented
+        _export(outgoing, &given, PyBUF_C_CONTIGUOUS, "send_recv")
+        try:
+            _export(incoming, &wanted, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE, "send_recv")
+            try:
+                if <char*>given.buf < <char*>wanted.buf + wanted.len and (
+                        <char*>wanted.buf < <char*>given.buf + given.len):
+                    return NotImplemented
+                self._gate._take()
+                try:
+                    nbytes = self._exchange(outgoing, &given, target, tag, incoming, &wanted, origin, source_tag,
+                                            QUICK_SECONDS, left)
+                finally:
+                    self._gate.depth -= 1
+            finally:
+                PyBuffer_Release(&wanted)
+        finally:
+            PyBuffer_Release(&given)
+        return tuple(left) if left else nbytes
+
+    def script(self, list steps, object memory, object dtype):
+        """A program on host memory, made to run without Python but for the calls of vendors.
 
         Args:
             steps: One dictionary for each, as `hetcomm.runtime.native` writes them.
+            memory: Makes what vendors are given: `hetcomm.types.Memory`.
+            dtype: The type of its elements.
         """
-        return _script(self, steps)
+        return _script(self, steps, memory, dtype)
 
     def lend(self, object memory):
         """Let scripts copy messages to shared memory (`share`), for peers on this machine to take them from there.

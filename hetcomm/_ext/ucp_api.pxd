@@ -166,6 +166,8 @@ cdef extern from "ucp_table.h" nogil:
     ucs_status_ptr_t ucp_tag_recv_nbx "hetcomm_ucp.ucp_tag_recv_nbx" (
         ucp_worker_h worker, void* buffer, size_t count, ucp_tag_t tag, ucp_tag_t tag_mask,
         const ucp_request_param_t* param)
+    void* ucp_tag_probe_nb "hetcomm_ucp.ucp_tag_probe_nb" (
+        ucp_worker_h worker, ucp_tag_t tag, ucp_tag_t tag_mask, int remove, ucp_tag_recv_info_t* info)
     ucs_status_t ucp_tag_recv_request_test "hetcomm_ucp.ucp_tag_recv_request_test" (
         void* request, ucp_tag_recv_info_t* info)
     ucs_status_t ucp_request_check_status "hetcomm_ucp.ucp_request_check_status" (void* request)

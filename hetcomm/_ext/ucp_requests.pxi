@@ -73,7 +73,7 @@ cdef class Request:
         cdef Offer offer
         cdef const char* src
         cdef void* handle
-        if self.moved == self.posted or self.tag & CLASS != COLLECTIVE or not is_offer(self.address, self.moved):
+        if self.moved == self.posted or self.tag & COLLECTIVE != COLLECTIVE or not is_offer(self.address, self.moved):
             return 0
         offer = (<Offer*>self.address)[0]
         self.moved = offer.nbytes

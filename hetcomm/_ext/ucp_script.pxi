@@ -1,4 +1,5 @@
-# Programs of messages and local work that run without Python: what `hetcomm.runtime.binding` has derived, as C.
+# Programs on host memory: what `hetcomm.runtime.binding` has derived, as C. Messages and local work run without Python;
+# a vendor's calls are started and polled through it.
 
 cdef extern from "ucp_local.h" nogil:
     ctypedef void (*Loop "hetcomm_loop")(
@@ -6,13 +7,13 @@ cdef extern from "ucp_local.h" nogil:
     Loop loop_for "hetcomm_loop_for" (const char* dtype, const char* what, int plain)
 
 cdef enum:
-    DO_SEND, DO_RECV, DO_COPY, DO_LOOP
+    DO_SEND, DO_RECV, DO_COPY, DO_LOOP, DO_CALL
     NBUFFERS = 3
     WIDEST = 16        # bytes of an element
     PATIENCE = 200     # turns that one `Run.test(True)` takes before it comes back to Python
 
 cdef enum:
-    RUN_DONE, RUN_WAITS, RUN_FAILED
+    RUN_DONE, RUN_WAITS, RUN_FAILED, RUN_CALLS
 
 cdef enum:
     A_MESSAGE        # what is under way,
@@ -32,6 +33,7 @@ cdef struct Op:
     int peer             # in `Script.peers`
     int taken_by         # of a receive: the reduction that alone needs what it brings, or -1
     Loop loop
+    bint is_token        # of a message: it is empty, and goes nevertheless
     bint is_fresh        # whether what is sent is a result: it will be written again where it lies
     bint scales          # by the factor of the run,
     char[WIDEST] value   # else with this
@@ -62,11 +64,15 @@ cdef class Script:
     cdef int nops
     cdef bint scales     # whether some steps multiply by the factor of the run
     cdef bint reduces
+    cdef dict calls      # by step: how a vendor's call is started, its collective, and where its input and output are
+    cdef object memory   # `hetcomm.types.Memory`, which a vendor is given,
+    cdef object dtype    # and the type of its elements
     cdef list spare      # runs that are over
 
     def __cinit__(self):
         self.peers = []
         self.spare = []
+        self.calls = {}
 
     def __init__(self):
         raise TypeError("a Script is made by Worker.script")
@@ -94,8 +100,12 @@ cdef class Script:
         run.buffers[2] = scratch_address
         run.tag = tag
         run.left = self.nops
-        run.nready = run.nactive = 0
-        run.misfit = None
+        run.nready = run.nactive = run.ndue = run.ncalled = 0
+        run.wrong_step = -1
+        run.fault = UCS_OK
+        if run.times != NULL:
+            free(run.times)
+            run.times = NULL
         run.failures = self.worker._engine.failures
         run.engine = self.worker._engine
         for peer in self.peers:
@@ -121,13 +131,24 @@ cdef class Run:
     cdef int left
     cdef int nready
     cdef int nactive
+    cdef int ndue
     cdef unsigned int failures
     cdef int* waits
     cdef int* ready
+    cdef int* due          # vendor calls that are ready and have not been started
     cdef Active* active
     cdef Offered* offered  # one for each step; NULL before the first
-    cdef object broken   # a request that failed, or an error
-    cdef readonly object misfit
+    cdef double* times     # when each step was started, then when it was complete; NULL: nobody asks
+    cdef list calling      # vendor calls under way: step, operation
+    cdef dict memories     # what the last run passed to each vendor call
+    cdef Active failed     # the message that failed, if there is one:
+    cdef ucs_status_t fault
+    cdef int wrong_step    # or the step whose message had the wrong length, or -1
+    cdef size_t wrong_nbytes
+    # Those of the collective call, and of the run among all of its communicator; what the ranks must agree on.
+    cdef readonly long long call, number
+    cdef readonly int ncalled  # vendor calls it has started
+    cdef readonly unsigned int check
 
     def __init__(self, *_):
         raise TypeError("a Run is made by Script.start")
@@ -136,51 +157,174 @@ cdef class Run:
         self.script = script
         self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
         self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.due = <int*>malloc((script.nops + 1) * sizeof(int))
         self.active = <Active*>malloc((2 * script.nops + 1) * sizeof(Active))
-        if self.waits == NULL or self.ready == NULL or self.active == NULL:
+        self.calling = []
+        self.memories = {}
+        if self.waits == NULL or self.ready == NULL or self.due == NULL or self.active == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.waits)
         free(self.ready)
+        free(self.due)
         free(self.active)
         free(self.offered)
+        free(self.times)
+
+    @property
+    def length_mismatch(self):
+        """Step and bytes of the message of the wrong length that ended it, or None."""
+        return None if self.wrong_step < 0 else (self.wrong_step, self.wrong_nbytes)
+
+    @property
+    def due(self):
+        """Whether a vendor call is ready to be started."""
+        return self.ndue > 0
+
+    @property
+    def in_vendors(self):
+        """The vendor calls under way, each as its step and operation."""
+        return list(self.calling)
+
+    def record(self):
+        """Note from now on when steps are started and complete; see `times`."""
+        if self.times == NULL:
+            self.times = <double*>calloc(2 * self.script.nops + 1, sizeof(double))
+            if self.times == NULL:
+                raise MemoryError()
+        memset(self.times, 0, 2 * self.script.nops * sizeof(double))
+
+    def spans(self):
+        """For each step that was started and completed since `record`: itself, and both times (of `time.monotonic`)."""
+        cdef int index, n = self.script.nops
+        if self.times == NULL:
+            return []
+        return [(index, self.times[index], self.times[n + index]) for index in range(n)
+                if self.times[index] and self.times[n + index]]
+
+    def start_calls(self):
+        """Start the vendor calls that are ready, in the order in which they became so; how many.
+
+        Raises:
+            VendorError: The vendor refused one, or failed.
+        """
+        cdef int place, index, count = self.ndue
+        for place in range(count):
+            index = self.due[place]
+            start, collective, source, target = self.script.calls[index]
+            if self.times != NULL:
+                self.times[index] = now()
+            operation = start(collective, self._memory(index, 0, source), self._memory(index, 1, target))
+            self.calling.append((index, operation))
+            self._started(index)
+        self.ncalled += count
+        self.ndue -= count
+        if self.ndue:
+            memmove(self.due, self.due + count, self.ndue * sizeof(int))
+        return count
+
+    cdef object _memory(self, int index, int which, object place):
+        """A part of a buffer as a vendor takes it, without an owner: whoever runs this has that."""
+        cdef size_t address
+        if place is None:
+            return None
+        buffer, offset, count = place
+        address = self.buffers[<int>buffer] + <size_t>offset
+        known = self.memories.get((index, which))
+        if known is not None and known.address == address:
+            return known
+        memory = self.script.memory(address, count, self.script.dtype)
+        self.memories[index, which] = memory
+        return memory
+
+    cdef bint _poll_calls(self) except -1:
+        """Ask the vendors; whether a call is over. Their operations may take the GIL away, but not the worker."""
+        cdef bint any_over = False
+        cdef Py_ssize_t place = 0
+        while place < len(self.calling):
+            index, operation = self.calling[place]
+            if operation.test():
+                del self.calling[place]
+                self._complete(index)
+                any_over = True
+            else:
+                place += 1
+        return any_over
 
     def test(self, bint patient):
-        """Start what can be started and collect what has completed; whether all is done.
+        """Start what can be started and collect what has completed; whether all is done. See `due` if not.
 
-        With `patient` it progresses the worker for some microseconds meanwhile. After a message of the wrong length
-        `misfit` has its step and its bytes.
+        With `patient` it progresses the worker for some microseconds meanwhile.
 
         Raises:
             TransportError, PeerFailureError: A message failed; `detach` has the others.
+            VendorError: A vendor's call failed.
         """
         cdef Worker worker = self.script.worker
         cdef int state
-        if self.broken is not None:
+        cdef bint in_vendors
+        if self.fault != UCS_OK or self.wrong_step >= 0:
             self._raise()
         while True:
+            in_vendors = bool(self.calling)
             worker._enter()
             with nogil:
-                state = self._turns(PATIENCE if patient else 1)
+                state = self._turns(PATIENCE if patient and not in_vendors else 1)
             worker._busy = False
-            if state != RUN_FAILED:
+            if state == RUN_FAILED:
+                self._raise()
+                continue
+            if state == RUN_DONE or not self.calling or not self._poll_calls():
                 return state == RUN_DONE
-            self._raise()
 
     def release(self):
         """It is done: let another run have what it consists of."""
+        self._release()
+
+    cdef int _release(self) except -1:
         self.script.spare.append(self)
+        return 0
 
     def under_way(self):
-        """The steps whose messages are under way."""
-        return [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
+        """The steps whose messages or vendor calls are under way."""
+        messages = [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
+        return messages + [index for index, _ in self.calling]
+
+    def waits_for_turn(self):
+        """The vendor calls that are ready and have not been started."""
+        return [self.due[place] for place in range(self.ndue)]
+
+    def contradiction(self):
+        """Whether a message lies here for another plan of the same run.
+
+        Returns:
+            The step that waits for one, and the check bits of the one that has come; None if there is none.
+        """
+        cdef ucp_tag_recv_info_t info
+        cdef ucp_tag_t tag
+        cdef Op* op
+        cdef int place
+        cdef void* message = NULL
+        cdef Worker worker = self.script.worker
+        for place in range(self.nactive):
+            op = &self.script.ops[self.active[place].op]
+            if op.kind != DO_RECV or self.active[place].what != A_MESSAGE:
+                continue
+            tag = op.tag | self.tag
+            worker._enter()
+            with nogil:
+                message = ucp_tag_probe_nb(self.engine.worker, tag, ~(CHECK | CHANNEL), 0, &info)
+            worker._busy = False
+            if message != NULL and info.sender_tag & CHECK != tag & CHECK:
+                return self.active[place].op, info.sender_tag & CHECK
+        return None
 
     def detach(self):
-        """The messages under way, as requests; it is over."""
+        """The messages under way, as requests; it is over. Vendor calls under way stay in `in_vendors`."""
         cdef int index
         requests = [self._request(&self.active[index]) for index in range(self.nactive)]
-        self.nactive = self.nready = 0
+        self.nactive = self.nready = self.ndue = 0
         return requests
 
     cdef Request _request(self, Active* active):
@@ -199,14 +343,19 @@ cdef class Run:
 
     cdef int _raise(self) except -1:
         """Raise the error of what has failed."""
-        broken = self.broken
-        self.broken = None
-        if isinstance(broken, Exception):
-            raise broken
-        if broken is not None:
-            (<Request>broken)._raise()
-        for request in self._failed():
-            (<Request>request)._raise()
+        cdef Request request
+        if self.wrong_step >= 0:
+            raise TransportError(
+                f"received {self.wrong_nbytes} bytes where {self.script.ops[self.wrong_step].nbytes} were expected")
+        if self.fault != UCS_OK:
+            request = self._request(&self.failed)
+            if request.handle == NULL:
+                request.status = self.fault
+            self.fault = UCS_OK
+            request._look()
+            request._raise()
+        for failed in self._failed():
+            (<Request>failed)._raise()
         return 0
 
     cdef list _failed(self):
@@ -250,7 +399,7 @@ cdef class Run:
         return RUN_WAITS
 
     cdef int _advance(self) noexcept nogil:
-        """Start all that is ready and collect all that has completed, until neither is left."""
+        """Start all that is ready and collect all that has completed, until neither is left; vendor calls are left."""
         cdef int index, state
         while True:
             while self.nready:
@@ -265,6 +414,8 @@ cdef class Run:
                     return state
                 index += state == RUN_WAITS  # else another has taken its place
             if not self.nready:
+                if self.ndue:
+                    return RUN_CALLS
                 return RUN_WAITS if self.left or self.nactive else RUN_DONE
 
     cdef int _collect(self, int place) noexcept nogil:
@@ -283,9 +434,7 @@ cdef class Run:
         self.nactive -= 1
         self.active[place] = self.active[self.nactive]
         if status != UCS_OK:
-            with gil:
-                self.broken = self._request(&active)
-                (<Request>self.broken)._look()
+            self.failed, self.fault = active, status
             return RUN_FAILED
         ucp_request_free(active.handle)
         if active.what == A_TRIFLE:
@@ -352,9 +501,7 @@ cdef class Run:
             op.loop(dst, dst, message, op.count, NULL)
 
     cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
-        with gil:
-            self.misfit = index, length
-            self.broken = TransportError(f"received {length} bytes where {self.script.ops[index].nbytes} were expected")
+        self.wrong_step, self.wrong_nbytes = index, length
         return RUN_FAILED
 
     cdef char* _place(self, int buffer, size_t offset) noexcept nogil:
@@ -365,11 +512,17 @@ cdef class Run:
         cdef void* dst = self._place(op.buffer, op.offset)
         cdef void* src = self._place(op.other, op.other_offset)
         cdef int state
+        if op.kind == DO_CALL:
+            self.due[self.ndue] = index
+            self.ndue += 1
+            return RUN_WAITS
+        if self.times != NULL:
+            self.times[index] = now()
         if op.kind == DO_COPY:
             memmove(dst, src, op.nbytes)
         elif op.kind == DO_LOOP:
             op.loop(dst, dst, src, op.count, <void*>self.factor if op.scales else <void*>op.value)
-        elif op.nbytes:
+        elif op.nbytes or op.is_token:
             if op.kind == DO_SEND and op.nbytes >= LEAST_OFFERED and self.script.links[op.peer].sees:
                 state = self._offer(index)
             else:
@@ -455,8 +608,7 @@ cdef class Run:
         cdef Active* active = &self.active[self.nactive]
         active.op, active.what, active.handle, active.offered, active.slot = index, what, handle, offered, slot
         if UCS_PTR_IS_ERR(handle):
-            with gil:
-                self.broken = self._request(active)
+            self.failed, self.fault = active[0], UCS_PTR_STATUS(handle)
             return RUN_FAILED
         self.nactive += 1
         return RUN_WAITS
@@ -471,6 +623,8 @@ cdef class Run:
         cdef Op* op = &self.script.ops[index]
         cdef int place
         self.left -= 1
+        if self.times != NULL:
+            self.times[self.script.nops + index] = now()
         for place in range(op.first_end, op.first_end + op.nends):
             self._unlock(self.script.unlocks[place])
 
@@ -501,13 +655,13 @@ def _run_loop(str dtype, str what, size_t dst, size_t other, size_t src, size_t 
     _loop(dtype, what, plain)(<void*>dst, <const void*>other, <const void*>src, count, constant)
 
 
-cdef Script _script(Worker worker, list steps):
+cdef Script _script(Worker worker, list steps, object memory, object dtype):
     """See `Worker.script`."""
     cdef Script made = Script.__new__(Script)
     cdef Op* op
     cdef int index, place = 0
-    kinds = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY}
-    made.worker = worker
+    kinds = {"send": DO_SEND, "recv": DO_RECV, "copy": DO_COPY, "call": DO_CALL}
+    made.worker, made.memory, made.dtype = worker, memory, dtype
     made.nops = len(steps)
     made.ops = <Op*>calloc(made.nops + 1, sizeof(Op))
     total = sum([len(step["starts"]) + len(step["ends"]) for step in steps])
@@ -523,11 +677,14 @@ cdef Script _script(Worker worker, list steps):
         op.tag = step.get("tag", 0)
         op.waits = step["waits"]
         op.taken_by = step.get("taken_by", -1)
+        op.is_token = step.get("token", False)
         if op.kind == DO_SEND or op.kind == DO_RECV:
             peer = worker._peer(step["peer"])
             if peer not in made.peers:
                 made.peers.append(peer)
             op.peer = made.peers.index(peer)
+        elif op.kind == DO_CALL:
+            made.calls[index] = step["call"]
         elif op.kind == DO_LOOP:
             op.loop = _loop(step["dtype"], step["do"], False)
             made.reduces = True

@@ -25,8 +25,11 @@ cdef enum:
     MOST_SHELVED = 1 << 18    # bytes of one that is first copied to where it can be seen
     SLOTS = 32                # for so many of them
 
-cdef ucp_tag_t CLASS = <ucp_tag_t>0xF << 44                # of a tag, as `hetcomm.runtime.tags` divides it,
-cdef ucp_tag_t COLLECTIVE = <ucp_tag_t>8 << 44             # and that of the messages of programs
+# Of tags, as `hetcomm.runtime.tags` divides them:
+cdef ucp_tag_t COLLECTIVE = <ucp_tag_t>3 << 46             # both bits are set in those of the messages of programs,
+cdef ucp_tag_t CHANNEL = <ucp_tag_t>0xFF << 21             # whose channel this is,
+cdef ucp_tag_t CHECK = 0x1FFF                              # and these what the ranks must agree on
+cdef ucp_tag_t CLASS = <ucp_tag_t>0xB << 44                # of messages of the transport itself
 cdef ucp_tag_t ANSWERS = <ucp_tag_t>1 << 48 | CLASS        # to offers, with their numbers
 cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # the message, because the offer was of no use
 cdef char TAKEN = 1

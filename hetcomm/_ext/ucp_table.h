@@ -32,6 +32,7 @@
     X(ucp_tag_send_nbx, "1.10") \
     X(ucp_tag_recv_nbx, "1.10") \
     X(ucp_tag_recv_request_test, "1.4") \
+    X(ucp_tag_probe_nb, "1.0") \
     X(ucp_request_check_status, "1.2") \
     X(ucp_request_cancel, "1.0") \
     X(ucp_request_free, "1.0") \

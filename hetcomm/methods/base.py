@@ -29,7 +29,7 @@ class Methods:
     """
 
     _engine: Engine
-    _express: Callable[[int, Any, Any, Any, Any], bool]
+    _fast: Callable[[int, Any, Any, Any, Any], bool]
     _plans: Plans
     _streams: Streams
     _rank: int
@@ -197,7 +197,7 @@ class Methods:
             engine.agreement.trust(plan.intent)
         memories, op = (call.out_memory, call.in_memory), call.collective.op
         if kind_of(*memories) is MemoryKind.HOST:
-            return Request(engine, name, plan, call, None, seconds, engine.stand(plan, call))
+            return Request(engine, name, plan, call, None, seconds, engine.pin(plan, call))
         return Request(engine, name, plan, call, lambda: self._order(memories, op, stream), seconds)
 
     def _refuse_in_group(self, name: str) -> None:

@@ -12,6 +12,7 @@ from hetcomm.runtime.arguments import refuse_overlap
 from hetcomm.runtime.pointtopoint import PointToPoint
 from hetcomm.runtime.waiting import Mover
 from hetcomm.runtime.work import Message, MessageWork, Work
+from hetcomm.transport.base import Request
 from hetcomm.types import ArrayLike
 
 __all__ = ["Messages"]
@@ -54,12 +55,14 @@ class Messages(Methods):
             CollectiveTimeoutError, PeerFailureError: The message may or may not arrive; the communicator can only be
                 closed.
         """
-        if timeout is None and not async_op and not self._ledger.detour and not self._active:
+        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
             try:
-                if self._points.try_send(array, peer, tag):
-                    return None
+                outcome = self._points.try_send(array, peer, tag)
             except HetcommError as error:
                 self._end_message(error, peer)
+            if outcome:
+                self._go_on("send", outcome)
+                return None
         return self._message("send", (("array", array, peer, True),), tag, stream, async_op, timeout)
 
     def recv(
@@ -84,12 +87,14 @@ class Messages(Methods):
                 stays usable.
             CollectiveTimeoutError, PeerFailureError: The array is undefined; the communicator can only be closed.
         """
-        if timeout is None and not async_op and not self._ledger.detour and not self._active:
+        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
             try:
-                if self._points.try_recv(out_array, peer, tag):
-                    return None
+                outcome = self._points.try_recv(out_array, peer, tag)
             except HetcommError as error:
                 self._end_message(error, peer)
+            if outcome:
+                self._go_on("recv", outcome)
+                return None
         return self._message("recv", (("out_array", out_array, peer, False),), tag, stream, async_op, timeout)
 
     def send_recv(
@@ -119,12 +124,14 @@ class Messages(Methods):
         Raises:
             UsageError, TransportError, CollectiveTimeoutError, PeerFailureError: As for `send` and `recv`.
         """
-        if timeout is None and not async_op and not self._ledger.detour and not self._active:
+        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
             try:
-                if self._points.try_send_recv(in_array, out_array, peer, peer if source is None else source, tag):
-                    return None
+                outcome = self._points.try_send_recv(in_array, out_array, peer, peer if source is None else source, tag)
             except HetcommError as error:
                 self._end_message(error, peer if source is None or self._points.concerns(error, peer) else source)
+            if outcome:
+                self._go_on("send_recv", outcome)
+                return None
         both = (
             ("in_array", in_array, peer, True),
             ("out_array", out_array, peer if source is None else source, False),
@@ -155,6 +162,15 @@ class Messages(Methods):
         order = self._order([message.memory for message in messages], None, stream)
         with engine.lock:
             return engine.launch(MessageWork(engine, points, name, messages, seconds, order), None, async_op=async_op)
+
+    def _go_on(self, name: str, outcome: bool | Sequence[tuple[Message, Request]]) -> None:
+        """Wait for what the short way has begun and not ended, under the rules of all works."""
+        if isinstance(outcome, bool):
+            return
+        engine = self._engine
+        with engine.lock:
+            work = MessageWork(engine, self._points, name, [message for message, _ in outcome], engine.seconds(None))
+            engine.go_on(work, [*outcome])
 
     def _end_message(self, error: HetcommError, peer: int) -> NoReturn:
         told = self._points.explain(error, peer)

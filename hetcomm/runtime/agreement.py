@@ -3,13 +3,15 @@
 Every collective call on a communicator has a number and a `Ticket`; several may be open at once. The rules:
 
 * A plan that this communicator has not run before is compared before any step of its call runs: each rank sends its
-  fingerprint to rank 0, which answers all of them. A plan that has been run before costs nothing.
+  fingerprint to rank 0, which answers all of them. It then has a number, the same on all ranks, since calls begin in
+  one order. A plan that has a number costs nothing: the tags of its messages hold what follows from the numbers of
+  all calls begun so far, so ranks that differ in any of them do not take each other's messages (`Ledger.begin`).
 * A rank whose arguments are refused tells all others (`refuse`); the same error becomes that of their call.
 * A rank that waits long sends its plan of its oldest open call to the others. Whoever has another plan for that number
   says so to everyone: a plan may be cached on some ranks and new to others.
 * After a call that failed on all ranks, each tells rank 0 whether it had begun to move data. If none had, the
   communicator goes on; the next call begins when that is known, so a refusal is raised at once.
-* A rank that leaves says so; the calls that need it fail.
+* A rank that leaves says so; the calls that need it fail. Ranks that close it compare what they have called.
 
 Nothing here waits but `diagnose` and `close`: whoever has an open call looks in now and then (`poll`), and a call
 begins when `ready` says so. Frames are recorded where they arrive (`_record`), and become errors of tickets (`_check`).
@@ -33,6 +35,7 @@ from hetcomm.errors import (
     UsageError,
     VendorError,
 )
+from hetcomm.runtime import tags
 from hetcomm.runtime.control import Frame, Mailbox, Subject
 from hetcomm.runtime.waiting import Progress, wait
 
@@ -74,6 +77,7 @@ class Ticket:
 
     Attributes:
         call: Its number.
+        check: What the tags of its messages hold, once it has begun.
         intent: What this rank runs.
         always: Whether the plans are compared though they have been before.
         begun: Whether data may be moved; set by `Agreement.ready`.
@@ -81,13 +85,14 @@ class Ticket:
         works: How many works of this rank it consists of that are not over; the engine counts.
     """
 
-    __slots__ = ("always", "begun", "call", "error", "intent", "works")
+    __slots__ = ("always", "begun", "call", "check", "error", "intent", "works")
 
     def __init__(self, call: int, intent: Intent, always: bool) -> None:
         self.call = call
         self.intent = intent
         self.always = always
         self.begun = False
+        self.check = 0
         self.error: HetcommError | None = None
         self.works = 1
 
@@ -116,7 +121,8 @@ class Agreement:
         self._rank, self._nranks = mailbox.rank, mailbox.nranks
         self._ledger = ledger
         self._open: dict[int, Ticket] = {}  # in the order of their numbers
-        self._verified: set[bytes] = set()  # never on another rank before it is on rank 0
+        self._numbers: dict[bytes, int] = {}  # of plans, in the order in which they were compared
+        self._meant: list[str] = [""]  # by number
         self._over_everywhere: set[int] = set()  # calls that failed on all ranks and have been dealt with here
         self._refusals: dict[int, Frame] = {}
         self._mismatches: dict[int, Frame] = {}
@@ -148,21 +154,31 @@ class Agreement:
         if self._nranks == 1:
             return ticket
         self._open[ticket.call] = ticket
-        if self._rank and (always or intent.fingerprint not in self._verified):
+        if self._rank and (always or intent.fingerprint not in self._numbers):
             self._mailbox.send(Frame(Subject.PLAN, self._rank, ticket.call, 0, intent.fingerprint, intent.text), (0,))
         return ticket
 
-    def resume(self, intent: Intent) -> Ticket:
-        """The ticket of the last call, which was counted and has begun without one."""
-        ticket = Ticket(self._ledger.next_call - 1, intent, always=False)
-        ticket.begun = True
+    def resume(self, intent: Intent, call: int, check: int) -> Ticket:
+        """The ticket of a call that was counted and has begun without one; no later call has a ticket yet."""
+        ticket = Ticket(call, intent, always=False)
+        ticket.begun, ticket.check = True, check
         if self._nranks > 1:
-            self._open[ticket.call] = ticket
+            self._open[call] = ticket
         return ticket
 
-    def knows(self, intent: Intent) -> bool:
-        """Whether calls of that plan need not be compared any more."""
-        return intent.fingerprint in self._verified or self._nranks == 1
+    def number(self, intent: Intent) -> int | None:
+        """The number of a plan whose calls need not be compared any more; None if they must be."""
+        return 0 if self._nranks == 1 else self._numbers.get(intent.fingerprint)
+
+    def _number(self, intent: Intent) -> int:
+        """The number of a plan that has been compared; 0: numbers have run out, and it must be each time."""
+        number = self._numbers.get(intent.fingerprint)
+        if number is None:
+            if len(self._meant) > tags.MAX_PLANS:
+                return 0
+            number = self._numbers[intent.fingerprint] = len(self._meant)
+            self._meant.append(intent.text)
+        return number
 
     def refuse(self, error: HetcommError) -> None:
         """This rank's arguments for the next call were refused: tell the others, and count the call."""
@@ -177,13 +193,15 @@ class Agreement:
 
     def ready(self, ticket: Ticket) -> bool:
         """Whether the call may move data from now on; calls must begin in the order of their numbers."""
-        if ticket.begun or self._nranks == 1:
+        if ticket.begun:
+            return True
+        if self._nranks == 1:
             ticket.begun = True
             return True
         if self.broken is not None or ticket.error is not None or (self.unsettled and not self._settle()):
             return False
         call, fingerprint = ticket.call, ticket.intent.fingerprint
-        if ticket.always or fingerprint not in self._verified:
+        if ticket.always or fingerprint not in self._numbers:
             if self._rank:
                 if call not in self._approved:
                     return False
@@ -192,16 +210,16 @@ class Agreement:
                     return False
                 del self._plans[call]
                 self._mailbox.send(Frame(Subject.VERDICT, 0, call, 1), self._mailbox.others())
-            self._verified.add(fingerprint)
         self._approved.discard(call)
         ticket.begun = True
+        ticket.check = self._ledger.begin(self._number(ticket.intent))
         if call in self._plans:  # ranks to which it is new, as it was here when they sent it
             self._check_plans(call)
         return ticket.error is None
 
     def trust(self, intent: Intent) -> None:
         """Count a plan as compared; all ranks have agreed to call this at the same point."""
-        self._verified.add(intent.fingerprint)
+        self._number(intent)
 
     def over(self, ticket: Ticket) -> None:
         """The call is over on this rank."""
@@ -216,8 +234,8 @@ class Agreement:
         if self._ledger.alarm:
             self._check()
 
-    def remind(self, now: float) -> None:
-        """Tell the others, ever more rarely, the plan of a call that stays the oldest open one."""
+    def remind(self, now: float) -> int | None:
+        """Tell the others, ever more rarely, the plan of a call that stays the oldest open one; its number then."""
         oldest = next(iter(self._open), -1)
         if oldest != self._watched:
             self._watched, self._remind_every = oldest, _FIRST_NOTE
@@ -226,6 +244,19 @@ class Agreement:
             self._remind_every *= 2
             self._remind_at = now + self._remind_every
             self._send_note(oldest)
+            return oldest
+        return None
+
+    def contradict(self, call: int, source: int, check: int) -> None:
+        """A message of `source` has come for this call, with other check bits than this rank's plan has."""
+        ticket = self._open.get(call)
+        if ticket is None or ticket.error is not None:
+            return
+        number = (check - ticket.check + self._numbers.get(ticket.intent.fingerprint, 0)) % (tags.MAX_PLANS + 1)
+        meant = self._meant[number] if 0 < number < len(self._meant) else "something else, or has before"
+        text = f"rank {self._rank} calls {ticket.intent.text}, but rank {source} calls {meant}"
+        self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 0, text=text), self._mailbox.others())
+        self._fail_mismatched(call, text)
 
     def diagnose(self, ticket: Ticket, error: HetcommError) -> HetcommError:
         """The misuse behind an error of the wire, the peer or a vendor in a call, or `error` itself.

@@ -16,6 +16,7 @@ The rules:
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,17 +26,17 @@ import numpy
 from hetcomm._ext import ucp
 from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
+from hetcomm.runtime import tags
 from hetcomm.runtime.agreement import Intent, Ticket
 from hetcomm.runtime.calls import Call, check_timeout
-from hetcomm.runtime.native import fits
+from hetcomm.runtime.execution import Execution
 from hetcomm.runtime.plans import Plan
 from hetcomm.runtime.scratch import kind_of
 from hetcomm.runtime.underway import UnderWay
 from hetcomm.runtime.waiting import wait
-from hetcomm.runtime.work import CollectiveWork, MessageWork, Milestone, Work
-from hetcomm.transport.base import Request
-from hetcomm.types import Memory, MemoryKind
-from hetcomm.vendors.base import Operation
+from hetcomm.runtime.work import CollectiveWork, Message, MessageWork, Milestone, Work
+from hetcomm.transport.base import Request, ScriptRun
+from hetcomm.types import Memory, MemoryKind, PremulSum, ReduceKind, ReduceOp
 
 if TYPE_CHECKING:
     from hetcomm.runtime.grouping import Queue
@@ -59,12 +60,12 @@ KINDS = {
         )
     )
 }
-"""What the express way calls the methods that may take it."""
+"""What the fast path calls the methods that may take it."""
 
 _PER_TURN = 8  # works in the background that one turn of a wait moves: the oldest, and as many of the others
 _SECONDS_PER_TURN = 20e-6  # for either
 _LOOK_TURNS = 16  # turns in the background between two looks at the mailbox
-_WINDOW = 1 << 15  # runs of programs between the oldest under way and the newest: half of what tags tell apart
+_FIXED = {ReduceOp, PremulSum, ReduceKind}  # types of arguments that never change, beside int and str
 _QUIET = 1.0  # seconds without any movement after which messages that nobody takes are given up at the end
 
 
@@ -77,23 +78,23 @@ class Engine(UnderWay):
     Attributes:
         group: Where calls are queued inside `Communicator.group`, or None.
         lock: Keeps the progress thread out of the works.
-        express: The express way for calls that have been made before; None if the transport has none.
+        fast_path: For calls that have been made before; None if the transport has none.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self.group: Queue | None = None
-        self._executor = parts.executors[0]
+        self._executor = parts.executor
         self._pump = parts.job.pump
         self._timeout = parts.job.config.timeout
         self._turns = 0
         self._cursor = 0  # where in the background the last turn ended
-        self._window_end = _WINDOW
+        self._window: deque[CollectiveWork] = deque()  # begun and not known to be over, in the order of their runs
         self.lock = self._pump.lock
         self._pump.add(self)
-        self.express = self._open_express()
+        self.fast_path = self._open_fast_path()
 
-    def _open_express(self) -> ucp.Express | None:
+    def _open_fast_path(self) -> ucp.FastPath | None:
         mailbox = self._parts.mailbox
         if not hasattr(self._parts.job.transport, "script") or not isinstance(mailbox.incoming, ucp.Request | None):
             return None
@@ -102,14 +103,14 @@ class Engine(UnderWay):
             return self._executor.scratch.borrow(nbytes, MemoryKind.HOST)
 
         quiet = self._pump.active, self.agreement.unsettled
-        express = ucp.Express(self.ledger, quiet, numpy.ndarray, Memory, borrow, self.take_over)
+        fast_path = ucp.FastPath(self.ledger, quiet, self.lock, numpy.ndarray, _FIXED, borrow, self.take_over)
 
         def posted(request: Request | None) -> None:
-            express.incoming = request
+            fast_path.incoming = request
 
         posted(mailbox.incoming)
         mailbox.posted = posted
-        return express
+        return fast_path
 
     # ---- asking for works
 
@@ -176,6 +177,7 @@ class Engine(UnderWay):
         """
         self.check_usable()  # it may have failed, in the background, since the call began: nothing would open its gate
         try:
+            self._settle_fast_path()  # its calls came before these
             ticket = None
             if intent is not None:
                 ticket = self.agreement.open(intent, always=always)
@@ -187,7 +189,7 @@ class Engine(UnderWay):
                 self._background.extend(works)
                 self._pump.rouse(self)
             else:
-                self._current = works[0]
+                self._awaited.append(works[0])
             if ticket is None:
                 for work in works:
                     if self.unposted or not self._start(work):
@@ -209,59 +211,62 @@ class Engine(UnderWay):
         self.submit((work,), intent, background=False, always=always)
         self.finish(work)
 
-    # ---- the express way
+    # ---- the fast path
 
-    def detour(self) -> None:
-        """No short way may be taken from now on."""
-        self.ledger.detour = True
+    def slow_down(self) -> None:
+        """The fast path may not be taken from now on."""
+        self.ledger.is_slow = True
 
     def learn(self, name: str, plan: Plan, call: Call, args: Sequence[Any]) -> None:
-        """A call has gone well: let the next one like it take the express way, if it is one for that.
+        """A call has gone well: let the next one like it take the fast path, if it is one for that.
 
         `args` is what the method was passed, arrays first.
         """
-        if self.express is not None and call.factor is None and self._is_express(plan, call):
+        number = self._fast_number(plan, call)
+        if number is not None and self.fast_path is not None:
             a, *rest = args
             b = rest.pop(0) if name != "broadcast" else None
             first, second = (*rest, None, None)[:2]
-            self.express.learn(plan, KINDS[name], a, b, first, second, call.in_memory, call.out_memory)
+            self.fast_path.learn(plan, number, KINDS[name], a, b, first, second, call.in_memory, call.out_memory)
 
     def forget(self) -> None:
         """Calls mean something else from now on."""
-        if self.express is not None:
-            self.express.forget()
+        if self.fast_path is not None:
+            self.fast_path.forget()
 
-    def stand(self, plan: Plan, call: Call) -> ucp.Standing | None:
-        """The express way of a persistent call; None if it is no call for that."""
-        if self.express is None or call.factor is not None or not self._is_express(plan, call):
+    def pin(self, plan: Plan, call: Call) -> ucp.PinnedCall | None:
+        """A persistent call on the fast path; None if it is none for that."""
+        number = self._fast_number(plan, call)
+        if number is None or self.fast_path is None:
             return None
-        return self.express.stand(plan, call.in_memory, call.out_memory)
+        return self.fast_path.pin(plan, number, call.in_memory, call.out_memory)
 
-    def _is_express(self, plan: Plan, call: Call) -> bool:
-        if not self.agreement.knows(plan.intent) or kind_of(call.out_memory, call.in_memory) is not MemoryKind.HOST:
-            return False
-        return plan.direct is not None or (
-            self._executor.script(plan.bound) is not None and fits(plan.bound, call.in_memory, call.out_memory)
-        )
+    def _fast_number(self, plan: Plan, call: Call) -> int | None:
+        """The number of a plan that may take the fast path; None if it may not. Nothing else decides that."""
+        if self.fast_path is None or call.factor is not None:
+            return None
+        if kind_of(call.out_memory, call.in_memory) is not MemoryKind.HOST or self._executor.script(plan.bound) is None:
+            return None
+        return self.agreement.number(plan.intent) or (0 if self._parts.group.nranks == 1 else None)
 
     def take_over(
         self,
         plan: Plan,
         source: tuple[int, int, Any] | None,
         target: tuple[int, int, Any] | None,
-        operation: Any,
+        run: ScriptRun,
         scratch: Memory | None,
         error: BaseException | None,
         attended: bool,
     ) -> Work:
-        """Go on with a call that the express way has begun.
+        """Go on with a call that the fast path has begun.
 
         Args:
             plan: What it runs.
             source, target: Address, count and array of its input and output.
-            operation: The run of a script, or a vendor's operation; None if that could not be started.
+            run: The run of its script.
             scratch: What the run has borrowed.
-            error: What went wrong with it.
+            error: What went wrong meanwhile.
             attended: Whether the caller waits, so that this returns when it is over.
 
         Raises:
@@ -274,15 +279,12 @@ class Engine(UnderWay):
 
         call = Call(plan.collective, memory(source), memory(target))
         work = CollectiveWork(self, plan.name, plan, call, self._timeout)
-        work.ticket = self.agreement.resume(plan.intent)
-        work.weight = self.ledger.weight - 1
-        if plan.direct is None:
-            operation = self._executor.resume(
-                plan.bound, self.ledger.runs - 1, call, operation, work.ticket.call, scratch
-            )
-        work.resume(operation)
+        work.ticket = self.agreement.resume(plan.intent, run.call, run.check)
+        work.number = run.number
+        self._window.append(work)
+        work.resume(self._executor.resume(plan.bound, call, run, scratch))
         if attended:
-            self._current = work
+            self._awaited.append(work)
         else:
             self._background.append(work)
             self._pump.rouse(self)
@@ -293,14 +295,28 @@ class Engine(UnderWay):
             self._fail(work, error)
         elif error is not None:
             self._interrupted(work, error)
+            self._rest(work)
             raise error
         if attended:
             self.finish(work)
         return work
 
-    def _settle_express(self) -> None:
-        if self.express is not None:
-            self.express.settle()
+    def go_on(self, work: MessageWork, requests: Sequence[tuple[Message, Request]]) -> None:
+        """Wait for messages that were posted without a work.
+
+        Raises:
+            HetcommError: As `finish`.
+        """
+        work.resume(requests)
+        self._awaited.append(work)
+        if self._halted:
+            work.abort()
+            self.end(work, self.ending())
+        self.finish(work)
+
+    def _settle_fast_path(self) -> None:
+        if self.fast_path is not None and self._pump.active:
+            self.fast_path.settle()
 
     # ---- waiting
 
@@ -314,19 +330,25 @@ class Engine(UnderWay):
         if not work.over:
             seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
             self._check_submitted(work)
-            self._current = work
+            if work not in self._awaited:
+                self._awaited.append(work)
             try:
-                if not work.step() and not wait(self._pump, work.step, time.monotonic() + seconds, self.look):
+                if not work.step() and not wait(self._pump, work.step, time.monotonic() + seconds, self._idle_turn):
                     self._fail(work, work.late(seconds))
             except BaseException as error:
                 self._interrupted(work, error)
                 raise
             finally:
-                self._current = None
+                self._rest(work)
         self._tidy()
         failure = work.exception()
         if failure is not None:
             raise failure
+
+    def _rest(self, work: Work) -> None:
+        """Nobody waits for a work any more."""
+        if work in self._awaited:
+            self._awaited.remove(work)
 
     def follow(self, work: Work) -> None:
         """Let the current stream wait for a work on device arrays.
@@ -360,10 +382,30 @@ class Engine(UnderWay):
             self.give_up(error)
             raise
 
+    def _idle_turn(self, now: float) -> None:
+        """Let another thread that wants to move things do so; then look.
+
+        Only here: whatever else waits is in the middle of something.
+        """
+        self.lock.rest()
+        self.look(now)
+
     def look(self, now: float) -> None:
         """Look at what the others say, and tell them what this rank waits in, if it does so for long."""
         self._poll()
-        self.agreement.remind(now)
+        overdue = self.agreement.remind(now)
+        if overdue is not None:
+            self._look_for_contradiction(overdue)
+
+    def _look_for_contradiction(self, call: int) -> None:
+        """See whether what has come for a call is of another plan: a rank that makes it may not look at its mailbox."""
+        for work in self._works():
+            if isinstance(work, CollectiveWork) and work.ticket is not None and work.ticket.call == call:
+                contradiction = work.contradiction()
+                if contradiction is not None:
+                    self.agreement.contradict(call, *contradiction)
+                    self._poll()
+                    return
 
     # ---- for the pump
 
@@ -387,7 +429,7 @@ class Engine(UnderWay):
             raise
 
     def _tidy(self) -> None:
-        """Forget the works in the background that are over; without any, the express way is free again."""
+        """Forget the works in the background that are over; without any, the fast path is free again."""
         works = self._background
         while works and works[0].over:
             works.popleft()
@@ -404,7 +446,7 @@ class Engine(UnderWay):
             if self._halted:
                 return
             work = self._background[place]
-            if work is not self._current and not self.move(work) and time.perf_counter() > until:
+            if work not in self._awaited and not self.move(work) and time.perf_counter() > until:
                 return
 
     def events(self) -> list[Event]:
@@ -415,7 +457,7 @@ class Engine(UnderWay):
         """Move the vendors' communicators."""
         if self._halted:
             return
-        for communicator in self._parts.vendor_communicators:
+        for communicator in self._parts.communicators.values():
             try:
                 communicator.progress()
             except HetcommError as error:
@@ -430,45 +472,35 @@ class Engine(UnderWay):
 
     def waits_for(self, work: Work) -> bool:
         """Whether the user's thread waits for that work and nothing else."""
-        return work is self._current and not self._background
+        return len(self._awaited) == 1 and work is self._awaited[0] and not self._background
 
     def permits(self, ticket: Ticket | None) -> bool:
         """Whether the call may begin now."""
         return ticket is None or self.agreement.ready(ticket)
 
-    def admits(self, work: CollectiveWork, plan: Plan) -> bool:
+    def admits(self, work: CollectiveWork) -> bool:
         """Whether the collective may begin now: the ranks agree, and its tags are not those of one under way."""
-        weight = plan.weight
-        ledger = self.ledger
-        if ledger.weight + weight > self._window_end:
-            oldest = min(
-                (each.weight for each in self._works() if isinstance(each, CollectiveWork) and each.begun),
-                default=ledger.weight,
-            )
-            self._window_end = oldest + max(_WINDOW, weight)
-            if ledger.weight + weight > self._window_end:
-                return False
-        if work.ticket is None or not self.agreement.ready(work.ticket):
+        window = self._window
+        while window and window[0].over:
+            window.popleft()
+        if window and self.ledger.runs - window[0].number >= tags.WINDOW:
             return False
-        work.weight = ledger.weight
-        ledger.weight += weight
-        return True
+        return work.ticket is not None and self.agreement.ready(work.ticket)
 
-    def run(self, work: Work, plan: Plan, call: Call) -> Operation:
-        """Start a plan."""
-        number = self.ledger.runs
+    def run(self, work: CollectiveWork, plan: Plan, call: Call) -> Execution:
+        """Start a plan; it has been admitted."""
+        assert work.ticket is not None  # `admits` has looked
+        number = work.number = self.ledger.runs
         self.ledger.runs += 1
-        executor, direct, ticket = self._executor, plan.direct, work.ticket
-        if direct is not None and work.order is None and not executor.calls_due and executor.spans is None:
-            return direct.start(call.collective, call.in_memory, call.out_memory)
-        about = number if ticket is None else ticket.call
-        return executor.run(plan.bound, number, call.in_memory, call.out_memory, call.factor, about, work.order)
+        self._window.append(work)
+        ticket, memories = work.ticket, (call.in_memory, call.out_memory)
+        return self._executor.run(plan.bound, number, ticket.check, *memories, call.factor, ticket.call, work.order)
 
     def account(self, plan: Plan) -> None:
         """A plan has been run."""
         self.ledger.sent += plan.sent
 
-    def hindrance(self, work: Work) -> tuple[str, int | None]:
+    def blocked_on(self, work: Work) -> tuple[str, int | None]:
         """What a work that has not begun waits for, as text, and the rank that is missing, if it is one."""
         first = self.pending[0] if self.pending else work
         if first.ticket is None or first.ticket.begun:
@@ -522,13 +554,13 @@ class Engine(UnderWay):
 
         Messages that still move then have as long as they move.
         """
-        self.unusable = self.ledger.detour = self._closed = True  # for new calls
+        self.unusable = self.ledger.is_slow = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
         try:
-            self._settle_express()
+            self._settle_fast_path()
             if (
                 self.agreement.broken is None
-                and wait(self._pump, self._idle, deadline, self.look)
+                and wait(self._pump, self._is_idle, deadline, self._idle_turn)
                 and self.agreement.broken is None
                 and self.agreement.close(max(0.0, deadline - time.monotonic()))
             ):
@@ -541,7 +573,7 @@ class Engine(UnderWay):
         finally:
             self._pump.remove(self)
 
-    def _idle(self) -> bool:
+    def _is_idle(self) -> bool:
         if self.pending or self.unposted:
             self.begin()
         return self.agreement.broken is not None or all(

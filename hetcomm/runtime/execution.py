@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
-from hetcomm.runtime import local
+from hetcomm.runtime import local, tags
 from hetcomm.runtime.binding import BoundProgram, BoundStep
 from hetcomm.runtime.queues import Arithmetic
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Recv, Reduce, Scale, Send, VendorCall
 from hetcomm.schedule.timeline import Span
 from hetcomm.transport.base import Request, Transport
-from hetcomm.types import Memory, MemoryKind, Number
+from hetcomm.types import DataType, Memory, MemoryKind, Number
 from hetcomm.vendors.base import Operation
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Execution:
         executor: Executor,
         bound: BoundProgram,
         number: int,
+        check: int,
         in_memory: Memory | None,
         out_memory: Memory | None,
         factor: Number | None,
@@ -67,7 +68,7 @@ class Execution:
         self.calls_left = bound.vendor_calls
         self._executor = executor
         self._factor = factor
-        self._communicators = executor.twins
+        self._communicators = executor.communicators
         if scratch is None and bound.scratch_nbytes:
             scratch = executor.scratch.borrow(bound.scratch_nbytes, self._kind)
         self._scratch = scratch
@@ -81,7 +82,7 @@ class Execution:
         self._left = len(bound.steps)
         self._over = False
         self._error: BaseException | None = None
-        self._tag = (number & 0xFFFF) << 8
+        self._tag = tags.run(number, check)
         self._starts: dict[int, float] = {}
 
     def test(self) -> bool:
@@ -140,23 +141,23 @@ class Execution:
         executor.forget(self)
         pending = []
         for index, operation in self._active:
-            step = self.bound.program.steps[index]
+            step = self.bound.steps[index].step
             if isinstance(step, VendorCall):
-                if isinstance(operation, Execution):
-                    operation.abort()
                 self._communicators[step.comm].abort()
-                executor.entomb(operation, self._memories)
+                executor.keep_until_close(operation, self._memories)
             else:
                 pending.append(operation)
         self._active = []
         if not collect(executor.transport, pending):
-            executor.entomb(pending, self._memories)
+            executor.keep_until_close(pending, self._memories)
 
     def events(self) -> list[Event]:
-        """What it waits for on a device."""
-        return [
-            event for _, operation in self._active if isinstance(operation, Execution) for event in operation.events()
-        ]
+        """What it waits for on a device: nothing."""
+        return []
+
+    def contradiction(self) -> tuple[int, int] | None:
+        """The rank that has sent a message for another plan of this run, and its check bits; None: it cannot tell."""
+        return None
 
     def waiting_for(self) -> str:
         """The steps under way, as text for errors."""
@@ -215,7 +216,9 @@ class Execution:
         for later in bound.end_unlocks:
             self._unlock(later)
         spans = self._executor.spans
-        if spans is not None and index in self._starts:  # not one that began before the recording
+        if (
+            spans is not None and index in self._starts and not bound.is_token
+        ):  # not one that began before the recording
             now = time.perf_counter()
             spans.append(Span(self._executor.rank, index, self.bound.label(index), self._starts[index], now))
 
@@ -235,9 +238,9 @@ class Execution:
         """Start a step; None if it is complete."""
         step, executor = bound.step, self._executor
         if isinstance(step, (Send, Recv)):
-            if bound.nbytes == 0:
+            if bound.nbytes == 0 and not bound.is_token:
                 return None  # the other side skips it as well: counts are equal
-            memory = self._memories[bound.buffer]
+            memory = _NO_MEMORY if bound.is_token else self._memories[bound.buffer]
             if memory is None:
                 raise self._lacking(bound)
             post: Callable[[int, int, int, int], Request] = (
@@ -277,6 +280,9 @@ class Execution:
 
     def _lacking(self, what: object) -> HetcommError:
         return UsageError(f"the program needs a buffer that was not passed: {what}", rank=self._executor.rank)
+
+
+_NO_MEMORY = Memory(0, 0, DataType.UINT8)
 
 
 def listed(steps: Sequence[str]) -> str:

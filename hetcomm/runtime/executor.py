@@ -1,4 +1,4 @@
-"""Runs the programs of one context: `execution` and `queued` are single runs, here is what runs share.
+"""Runs the programs of a communicator: `native`, `queued` and `execution` are single runs, here is what runs share.
 
 Vendors want their calls in one order on all ranks, whatever finishes first: a run starts vendor calls only when all
 runs begun before it have started theirs. Everything else in it goes on meanwhile.
@@ -13,7 +13,7 @@ from hetcomm.devices import Devices
 from hetcomm.runtime.arguments import Call
 from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.execution import Execution
-from hetcomm.runtime.native import NativeExecution, fits, script_of
+from hetcomm.runtime.native import NativeExecution, script_of
 from hetcomm.runtime.queued import QueuedExecution
 from hetcomm.runtime.queues import Queue
 from hetcomm.runtime.scratch import ScratchPool, kind_of
@@ -30,21 +30,19 @@ _BOUND_PROGRAMS = 256
 
 
 class Executor:
-    """Runs the programs of one context: a communicator, or the group of a `ucx` vendor communicator.
-
-    It is the `ProgramRunner` of the latter.
+    """Runs the programs of a communicator.
 
     Args:
         transport: Moves the messages.
-        peers: The transport's number of each rank of the context.
-        rank: This process's rank in the context.
+        peers: The transport's number of each rank.
+        rank: This process's rank.
         context: See `hetcomm.runtime.tags`.
         communicators: What the vendor calls of programs name.
         devices: Where arrays may live beside the host.
-        twins: What they name on host memory, if that is another.
+        members: The ranks of these communicators: those among whom tokens go before a call.
 
     Attributes:
-        transport, peers, rank, context, communicators, twins: As given.
+        transport, peers, rank, context, communicators: As given.
         scratch: Memory for runs.
         spans: Where steps are recorded, or None.
         unsettled: Runs that have something left to queue on a device.
@@ -58,30 +56,30 @@ class Executor:
         context: int,
         communicators: Mapping[CommId, VendorCommunicator],
         devices: Devices | None = None,
-        twins: Mapping[CommId, VendorCommunicator] | None = None,
+        members: Mapping[CommId, Sequence[int]] | None = None,
     ) -> None:
         self.transport = transport
         self.peers = peers
         self.rank = rank
         self.context = context
         self.communicators = communicators
-        self.twins = communicators if twins is None else twins
+        self._members = {} if members is None else members
         self.spans: list[Span] | None = None
         self.unsettled: set[Execution] = set()
-        self._calls = 0
+        self._runs = 0
         self._live: set[Execution] = set()
         self._calling: deque[Execution] = deque()  # those that have vendor calls left to start, in order
         self._devices = Devices() if devices is None else devices
         self._queues: dict[MemoryKind, Queue] = {}
         self.scratch = ScratchPool(self._devices)
         self._bound: OrderedDict[tuple[int, MemoryKind], BoundProgram] = OrderedDict()
-        self._undead: list[object] = []
+        self._kept: list[object] = []
 
     def bind(self, program: Program, kind: MemoryKind = MemoryKind.HOST) -> BoundProgram:
         """Everything about `program`, run on memory of that kind, that does not change from run to run."""
         ranks = {comm: found.rank for comm, found in self.communicators.items()}
         streams = None if kind is MemoryKind.HOST else self._in_streams
-        return BoundProgram(program, ranks, self.context, self.rank, streams)
+        return BoundProgram(program, ranks, self.context, self.rank, streams, self._members)
 
     @property
     def _in_streams(self) -> list[CommId]:
@@ -91,21 +89,22 @@ class Executor:
     def start(
         self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
     ) -> Execution:
-        """Start a program under the next call number of this context; a program seen before is not bound again."""
+        """Start a program that no agreement stands behind; one seen before is not bound again."""
         key = id(program), kind_of(in_memory, out_memory)
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bound[key] = self.bind(program, key[1])  # keeps the program, hence its id, alive
             if len(self._bound) > _BOUND_PROGRAMS:
                 self._bound.popitem(last=False)
-        call = self._calls
-        self._calls += 1
-        return self.run(bound, call, in_memory, out_memory, factor)
+        number = self._runs
+        self._runs += 1
+        return self.run(bound, number, 0, in_memory, out_memory, factor)
 
     def run(
         self,
         bound: BoundProgram,
         number: int,
+        check: int,
         in_memory: Memory | None,
         out_memory: Memory | None,
         factor: Number | None = None,
@@ -116,7 +115,7 @@ class Executor:
 
         Args:
             bound: The program.
-            number: Of this run in the context; equal on all ranks, and that of the messages' tags.
+            number, check: Of this run, equal on all ranks: see `hetcomm.runtime.tags`.
             in_memory, out_memory, factor: What it works on.
             call: The number of the call for errors, if it is another.
             order: When it may begin to touch device memory; None: at once.
@@ -128,43 +127,37 @@ class Executor:
         kind = kind_of(in_memory, out_memory)
         if kind is not MemoryKind.HOST:
             queue = self.open(kind)
-            execution = QueuedExecution(self, bound, number, in_memory, out_memory, factor, call, queue, order)
-        elif (script := self.script(bound)) is not None and fits(bound, in_memory, out_memory):
-            execution = NativeExecution(self, bound, script, number, in_memory, out_memory, factor, call)
+            execution = QueuedExecution(self, bound, number, check, in_memory, out_memory, factor, call, queue, order)
+        elif (script := self.script(bound)) is not None:
+            execution = NativeExecution(self, bound, script, number, check, in_memory, out_memory, factor, call)
         else:
-            execution = Execution(self, bound, number, in_memory, out_memory, factor, call)
+            execution = Execution(self, bound, number, check, in_memory, out_memory, factor, call)
         self._live.add(execution)
         if bound.vendor_calls:
             self._calling.append(execution)
         execution.test()
         return execution
 
-    def resume(
-        self, bound: BoundProgram, number: int, call: Call, run: ScriptRun, of_call: int, scratch: Memory | None
-    ) -> Execution:
+    def resume(self, bound: BoundProgram, call: Call, run: ScriptRun, scratch: Memory | None) -> Execution:
         """Go on with a run of the script of a program that began elsewhere, on `scratch`; the rest as for `run`."""
         assert bound.script is not None  # or it could not have begun
+        memories = call.in_memory, call.out_memory
         execution = NativeExecution(
-            self, bound, bound.script, number, call.in_memory, call.out_memory, None, of_call, run, scratch
+            self, bound, bound.script, run.number, run.check, *memories, None, run.call, run, scratch
         )
         self._live.add(execution)
+        if execution.calls_left:
+            self._calling.append(execution)
         return execution
 
     def script(self, bound: BoundProgram) -> Script | None:
-        """`bound` as a script of the transport, if it takes one now; scripts record no spans."""
-        if bound.vendor_calls or self.spans is not None:
-            return None
+        """`bound`, on host memory, as a script of the transport, if it takes one now."""
         if not bound.tried:
             bound.tried = True
-            bound.script = script_of(bound, self.transport, self.peers)
+            bound.script = script_of(bound, self.transport, self.peers, self.communicators)
         if bound.script is not None and getattr(self.transport, "has_registrations", False):
             return None
         return bound.script
-
-    @property
-    def calls_due(self) -> bool:
-        """Whether vendor calls of an execution under way have not been started yet: no later one may be."""
-        return bool(self._calling)
 
     def may_call(self, execution: Execution) -> bool:
         """Whether it is the turn of `execution` to start vendor calls."""
@@ -185,7 +178,7 @@ class Executor:
             queue.close()
         self._queues.clear()
         self.scratch.clear()
-        self._undead.clear()
+        self._kept.clear()
         self._bound.clear()
 
     def open(self, kind: MemoryKind) -> Queue:
@@ -205,6 +198,6 @@ class Executor:
         if execution.calls_left:
             self._calling.remove(execution)
 
-    def entomb(self, *owners: object) -> None:
+    def keep_until_close(self, *owners: object) -> None:
         """Keep alive what something may still write to."""
-        self._undead.append(owners)
+        self._kept.append(owners)

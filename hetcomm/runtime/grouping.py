@@ -112,7 +112,7 @@ def group(engine: Engine) -> Iterator[None]:
         yield
         return
     queue = Queue()
-    engine.group, engine.ledger.detour = queue, True
+    engine.group, engine.ledger.is_slow = queue, True
     try:
         yield
     except BaseException as error:
@@ -120,7 +120,7 @@ def group(engine: Engine) -> Iterator[None]:
             queue.drop(engine, error)
         raise
     finally:
-        engine.group, engine.ledger.detour = None, engine.unusable or engine.threaded
+        engine.group, engine.ledger.is_slow = None, engine.unusable or engine.threaded
     engine.check_usable()
     with engine.lock:
         queue.run(engine)

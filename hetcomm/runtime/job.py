@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hetcomm.devices import Devices
@@ -18,7 +19,7 @@ from hetcomm.runtime import detect
 from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
 from hetcomm.runtime.progress import ProgressThread
 from hetcomm.runtime.tags import Contexts, contexts_on
-from hetcomm.runtime.waiting import Pump
+from hetcomm.runtime.waiting import Pump, process_pump
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
@@ -45,7 +46,7 @@ class Job:
         group: All ranks.
         topology: Of all ranks.
         contexts: See `hetcomm.runtime.tags`.
-        pump: Keeps the transport, calls in the background and all vendors' communicators moving.
+        pump: That of the process, which moves this job with all others.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         rules: By which they are chosen otherwise, the same on all ranks.
         devices: Those that arrays have been on so far.
@@ -72,6 +73,7 @@ class Job:
         """Release what its communicators share, once they are closed."""
         if self._thread is not None:
             self._thread.stop()
+        self.pump.detach(self.transport)
         self.transport.close()
 
 
@@ -119,8 +121,10 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
         if transport is not None:
             transport.close()
         raise
-    pump = Pump(transport)
-    transport.companion = pump.progress_vendors  # for its own blocking calls
+    pump = process_pump()
+    pump.attach(transport)
+    transport.gate = pump.lock
+    transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
     return Job(config, transport, group, found, contexts, pump, calibration, rules)
 

@@ -24,7 +24,7 @@ class Request:
     it closes itself.
     """
 
-    __slots__ = ("_call", "_engine", "_name", "_order", "_plan", "_seconds", "_standing", "_work")
+    __slots__ = ("_call", "_engine", "_name", "_order", "_pinned", "_plan", "_seconds", "_work")
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Request:
         call: Call,
         order: Callable[[], Ordering | None] | None,
         seconds: float,
-        standing: ucp.Standing | None = None,
+        pinned: ucp.PinnedCall | None = None,
     ) -> None:
         self._engine = engine
         self._order = order
@@ -43,7 +43,7 @@ class Request:
         self._call: Call | None = call
         self._seconds = seconds
         self._work: Work | None = None
-        self._standing = standing
+        self._pinned = pinned
 
     def start(self) -> None:
         """Start a run; collective. It returns at once; inside a group the run starts when the group ends.
@@ -53,15 +53,15 @@ class Request:
                 run does not take place.
             TransportError: The communicator is unusable.
         """
-        standing = self._standing
-        if standing is not None and standing.start():
+        pinned = self._pinned
+        if pinned is not None and pinned.start():
             return
         engine, call = self._engine, self._call
         engine.check_usable()
         try:
             if engine.unraised is not None:
                 engine.settle()
-            if call is None or self._work is not None or (standing is not None and standing.busy):
+            if call is None or self._work is not None or (pinned is not None and pinned.busy):
                 state = "is closed" if call is None else "was started and has not been waited for"
                 remedy = "Make a new one." if call is None else "Call wait() before the next start()."
                 raise UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
@@ -86,11 +86,11 @@ class Request:
             UsageError, CollectiveTimeoutError, PlanMismatchError, PeerFailureError, VendorError, TransportError: As
                 `Work.wait`.
         """
-        standing = self._standing
-        if standing is not None and standing.busy:
-            if timeout is None and standing.wait():
+        pinned = self._pinned
+        if pinned is not None and pinned.busy:
+            if timeout is None and pinned.wait():
                 return
-            self._work = standing.release()
+            self._work = pinned.release()
         work = self._work
         if work is None:
             return
@@ -103,18 +103,18 @@ class Request:
 
     def done(self) -> bool:
         """Whether no run is under way; moves everything along, never waits."""
-        standing = self._standing
-        if standing is not None and standing.busy:
-            if standing.test():
+        pinned = self._pinned
+        if pinned is not None and pinned.busy:
+            if pinned.test():
                 return True
-            self._work = standing.release()
+            self._work = pinned.release()
         return self._work is None or self._work.done()
 
     def close(self) -> None:
         """Let go of the arrays; it cannot be started any more. Not collective. A run under way goes on to its end."""
-        standing, self._standing = self._standing, None
-        if standing is not None and standing.busy:
-            self._work = standing.release()
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None and pinned.busy:
+            self._work = pinned.release()
         self._call = None
 
     def __enter__(self) -> Request:

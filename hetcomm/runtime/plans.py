@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 from hetcomm.errors import UsageError, VendorError
@@ -14,7 +14,7 @@ from hetcomm.runtime.binding import BoundProgram
 from hetcomm.runtime.executor import Executor
 from hetcomm.runtime.imported import Imported, examine
 from hetcomm.schedule.collective import Collective
-from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Schedule, Send, Slice, VendorCall
+from hetcomm.schedule.steps import CommId, Program, Recv, Schedule, Send, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration
@@ -23,7 +23,7 @@ from hetcomm.topology.model import Topology
 from hetcomm.topology.pricing import best
 from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.types import MemoryKind
-from hetcomm.vendors.base import Vendor, VendorCommunicator
+from hetcomm.vendors.base import Vendor
 
 __all__ = ["Plan", "Plans"]
 
@@ -40,20 +40,16 @@ class Plan:
         collective: What was planned; kept so that its identity stays its own.
         program: This rank's part.
         bound: The same, ready to run.
-        direct: The communicator to call without the executor, if the program is nothing but one vendor call.
         intent: What the ranks compare.
         sent: Bytes this rank sends to other clusters.
-        weight: Numbers of runs it takes: its own, or where it has more, those of its vendor calls.
     """
 
     name: str
     collective: Collective
     program: Program
     bound: BoundProgram
-    direct: VendorCommunicator | None
     intent: Intent
     sent: int
-    weight: int
 
 
 class Plans:
@@ -92,11 +88,12 @@ class Plans:
             UsageError, VendorError: A vendor cannot do its part, or a channel is out of range.
         """
         found = examine(schedule, self._rank, self._topology.nranks, self._topology.communicators())
-        for step in found.program.steps:
+        program = self._written_out(found.program)
+        for step in program.steps:
             if isinstance(step, VendorCall):
                 self._check(step, MemoryKind.HOST)
-        self._executor.bind(found.program)
-        return found
+        self._executor.bind(program)
+        return replace(found, program=program)
 
     def use(self, imported: Imported) -> None:
         """Let calls of its collective run a user's schedule from now on."""
@@ -122,9 +119,9 @@ class Plans:
         return found
 
     def _make(self, name: str, collective: Collective, memory: MemoryKind, control: bool) -> Plan:
-        program = self.program(collective)
+        program = self.program(collective, control=control)
         for step in program.steps:
-            if isinstance(step, VendorCall) and not control:
+            if isinstance(step, VendorCall):
                 self._check(step, memory)
         if memory is not MemoryKind.HOST:
             self._check_device(program, memory)
@@ -134,14 +131,12 @@ class Plans:
             collective,
             program,
             bound,
-            self._direct(program, memory),
             self.intent(name, collective, program.algorithm),
             traffic((program,), self._topology).total,
-            max(1, bound.vendor_calls),
         )
 
-    def program(self, collective: Collective) -> Program:
-        """What this rank runs for a collective.
+    def program(self, collective: Collective, *, control: bool = False) -> Program:
+        """What this rank runs for a collective; `control` as for `get`.
 
         Raises:
             UsageError: A schedule is in use for it, which is in place where this call is not, or the other way round.
@@ -149,7 +144,7 @@ class Plans:
         imported = self._imported.get(collective.agreed())
         if imported is None:
             tuning = self.tuning(collective)
-            return self._inlined(select.plan(collective, self._topology, self._rank, tuning), tuning)
+            return self._inlined(select.plan(collective, self._topology, self._rank, tuning), tuning, control)
         if imported.program.collective != collective:
             raise UsageError(
                 f"the schedule in use for this {collective.kind.value} differs from the call in being in place, or in "
@@ -159,21 +154,25 @@ class Plans:
             )
         return imported.program
 
-    def _inlined(self, program: Program, tuning: Tuning) -> Program:
-        """The program with its vendor calls written out, where the tuning says so; those of hetcomm's own vendor, which
-        are messages anyway, unless it says never.
+    def _inlined(self, program: Program, tuning: Tuning, control: bool) -> Program:
+        """The program with its vendor calls written out: always where the vendor takes none, or none on hetcomm's own
+        arrays, and else where the tuning says so and the vendor takes host memory.
 
         That is the same for all ranks of a cluster: it follows from the collective and the vendor.
         """
         collective, topology = program.collective, self._topology
         cluster = topology.cluster_of(self._rank)
-        if cluster.vendor != "ucx" or not tuning.inline_bytes:
-            nbytes = collective.total * collective.dtype.itemsize
-            if not tuning.is_inlined(nbytes, len(cluster)):
-                return program
-            if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
-                return program
-        return inline(program, topology.communicators_of(cluster))
+        on_host = all(MemoryKind.HOST in vendor.capabilities.memory for vendor in self._vendors.values())
+        nbytes = collective.total * collective.dtype.itemsize
+        if tuning.is_inlined(nbytes, len(cluster)) if on_host else control:
+            return inline(program, topology.communicators_of(cluster))
+        return self._written_out(program)
+
+    def _written_out(self, program: Program) -> Program:
+        """The program without calls of a vendor that takes none."""
+        if all(vendor.capabilities.collectives for vendor in self._vendors.values()):
+            return program
+        return inline(program, self._topology.communicators_of(self._topology.cluster_of(self._rank)))
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]
@@ -201,23 +200,6 @@ class Plans:
                 rank=self._rank,
             )
 
-    def _direct(self, program: Program, memory: MemoryKind) -> VendorCommunicator | None:
-        """The communicator whose call is the whole program, with the whole buffers."""
-        if len(program.steps) != 1 or not isinstance(program.steps[0], VendorCall):
-            return None
-        step, collective, rank = program.steps[0], program.collective, program.rank
-        if step.collective != collective:
-            return None
-        if collective.in_place:
-            whole = step.src is None and step.dst == Slice(Buffer.OUT, 0, collective.buffer_count(rank))
-        else:
-            whole = step.src == _whole(Buffer.IN, collective.in_count(rank)) and step.dst == _whole(
-                Buffer.OUT, collective.out_count(rank)
-            )
-        executor = self._executor
-        communicators = executor.twins if memory is MemoryKind.HOST else executor.communicators
-        return communicators[step.comm] if whole else None
-
     def intent(self, name: str, collective: Collective, algorithm: str) -> Intent:
         """What the ranks compare of a call."""
         agreed = collective.agreed()
@@ -239,7 +221,3 @@ def _described(collective: Collective) -> str:
             shown += f", ... in all {len(collective.counts)}, digest {digest}"
         counts = f" counts ({shown})"
     return f"{op} {collective.count} x {collective.dtype.value}{counts}{root}"
-
-
-def _whole(buffer: Buffer, count: int) -> Slice | None:
-    return Slice(buffer, 0, count) if count else None

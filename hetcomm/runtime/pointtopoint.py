@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from numpy import ndarray
@@ -14,7 +14,7 @@ from hetcomm.runtime.buffers import carried
 from hetcomm.runtime.buffers import memory as memory_of
 from hetcomm.runtime.work import Message
 from hetcomm.topology.model import Topology
-from hetcomm.transport.base import Request, Transport
+from hetcomm.transport.base import QuickTransport, Request, Transport
 
 __all__ = ["PointToPoint"]
 
@@ -47,43 +47,52 @@ class PointToPoint:
         self._recv_tags = tuple(tags.point_to_point(context, peer) for peer in range(self._nranks))
         here = topology.cluster_index(rank)
         self._foreign = tuple(topology.cluster_index(peer) != here for peer in range(self._nranks))
-        # A transport may have a shorter way for host buffers: by rank, the transport's peer, the tag of what it sends
-        # to this rank, and whether it is in another cluster.
-        self._send_buffer: Callable[..., None] = getattr(transport, "send_buffer", _no_short_way)
-        self._recv_buffer: Callable[..., int] = getattr(transport, "recv_buffer", _no_short_way)
-        self._exchange_buffers: Callable[..., int] | None = getattr(transport, "exchange_buffers", None)
+        # The short way, where the transport has one: by rank, the transport's peer, the tag of what it sends to this
+        # rank, and whether it is in another cluster.
         self._routes: dict[int, tuple[int, int, bool]] = {}
-        if hasattr(transport, "send_buffer") and hasattr(transport, "recv_buffer"):
+        if isinstance(transport, QuickTransport):
+            self._quick: QuickTransport = transport
             routes = zip(self._peers, self._recv_tags, self._foreign, strict=True)
             self._routes = {peer: route for peer, route in enumerate(routes) if peer != rank}
 
-    def try_send(self, array: Any, peer: Any, tag: Any) -> bool:
-        """Send a NumPy array the short way; False if that cannot be taken, or `prepare` would refuse an argument."""
+    def try_send(self, array: Any, peer: Any, tag: Any) -> bool | Sequence[tuple[Message, Request]]:
+        """Send a NumPy array the short way.
+
+        Returns:
+            False if that cannot be taken, or `prepare` would refuse an argument; True if it is done; else what is under
+            way, for a work to go on with.
+        """
         if type(array) is not ndarray or type(peer) is not int or not carried(array.dtype):
             return False
         route = self._routes.get(peer)
         if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
-        self._send_buffer(array, route[0], self._send_tag | tag, self._timeout)
-        if route[2]:
-            self.sent_between_clusters += array.nbytes
-        return True
+        outcome = self._quick.quick_send(array, route[0], self._send_tag | tag)
+        if outcome is None:
+            if route[2]:
+                self.sent_between_clusters += array.nbytes
+            return True
+        return outcome is not NotImplemented and [(self._message(array, peer, tag, is_send=True), outcome)]
 
-    def try_recv(self, array: Any, peer: Any, tag: Any) -> bool:
-        """Receive into a NumPy array the short way; False as for `try_send`."""
+    def try_recv(self, array: Any, peer: Any, tag: Any) -> bool | Sequence[tuple[Message, Request]]:
+        """Receive into a NumPy array the short way; returns what `try_send` does."""
         if type(array) is not ndarray or type(peer) is not int or not carried(array.dtype):
             return False
         route = self._routes.get(peer)
         if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
-        got = self._recv_buffer(array, route[0], route[1] | tag, self._timeout)
-        if got != array.nbytes:
-            self._refuse_length(got, array.nbytes, peer)
-        return True
+        outcome = self._quick.quick_recv(array, route[0], route[1] | tag)
+        if type(outcome) is int:
+            if outcome != array.nbytes:
+                self._refuse_length(outcome, array.nbytes, peer)
+            return True
+        return outcome is not NotImplemented and [(self._message(array, peer, tag, is_send=False), outcome)]
 
-    def try_send_recv(self, in_array: Any, out_array: Any, peer: Any, source: Any, tag: Any) -> bool:
-        """Do both the short way; False as for `try_send`, and if the arrays overlap."""
-        if type(in_array) is not ndarray or type(out_array) is not ndarray or self._exchange_buffers is None:
+    def try_send_recv(
+        self, in_array: Any, out_array: Any, peer: Any, source: Any, tag: Any
+    ) -> bool | Sequence[tuple[Message, Request]]:
+        """Do both the short way; returns what `try_send` does, and False if the arrays overlap."""
+        if type(in_array) is not ndarray or type(out_array) is not ndarray:
             return False
         if type(peer) is not int or type(source) is not int or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
@@ -92,16 +101,27 @@ class PointToPoint:
             return False
         if not in_array.flags.c_contiguous or not out_array.flags.carray:  # the general way says what is wrong
             return False
-        got = self._exchange_buffers(
-            in_array, there[0], self._send_tag | tag, out_array, here[0], here[1] | tag, self._timeout
+        outcome = self._quick.quick_exchange(
+            in_array, there[0], self._send_tag | tag, out_array, here[0], here[1] | tag
         )
-        if got < 0:
+        if outcome is NotImplemented:
             return False
+        if type(outcome) is tuple:
+            messages = (
+                self._message(out_array, source, tag, is_send=False),
+                self._message(in_array, peer, tag, is_send=True),
+            )
+            return list(zip(messages, outcome, strict=True))
         if there[2]:
             self.sent_between_clusters += in_array.nbytes
-        if got != out_array.nbytes:
-            self._refuse_length(got, out_array.nbytes, source)
+        if outcome != out_array.nbytes:
+            self._refuse_length(outcome, out_array.nbytes, source)
         return True
+
+    def _message(self, array: Any, peer: int, tag: int, *, is_send: bool) -> Message:
+        """A message whose arguments the short way has checked."""
+        name = "in_array" if is_send else "out_array"
+        return Message(memory_of(array, argument=name, rank=self._rank, writable=not is_send), peer, tag, is_send)
 
     def prepare(
         self, array: Any, peer: Any, tag: Any, *, is_send: bool, names: tuple[str, str], alone: bool
@@ -188,7 +208,3 @@ class PointToPoint:
             raise UsageError(
                 f"argument {name!r} is {value!r}", remedy=f"Pass an integer from 0 to {highest}.", rank=rank
             )
-
-
-def _no_short_way(*_: Any) -> Any:
-    raise TransportError("this transport has no short way for host buffers")

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from hetcomm.devices.base import Device
 from hetcomm.runtime.waiting import Pump
 from hetcomm.transport.base import Transport
 
-__all__ = ["ProgressThread", "Turnstile"]
+__all__ = ["ProgressThread"]
 
 _log = logging.getLogger(__name__)
 
@@ -24,39 +23,6 @@ _SLICE = 200e-6  # seconds of one watch
 _DROWSY = 0.02  # seconds without any movement after which it sleeps between two turns
 _SLEEP = 50e-6
 _PARTING = 5.0  # seconds that it gets to end
-
-
-class Turnstile:
-    """The lock between the user's thread and the progress thread; reentrant, and the user's thread goes first.
-
-    Args:
-        rouse: Interrupts the other thread where it waits with the lock held.
-    """
-
-    def __init__(self, rouse: Callable[[], None]) -> None:
-        self._lock = threading.RLock()
-        self._rouse = rouse
-        self._wanted = 0
-
-    def __enter__(self) -> None:
-        if self._lock.acquire(blocking=False):
-            return
-        self._wanted += 1
-        self._rouse()
-        self._lock.acquire()
-        self._wanted -= 1
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Release the lock."""
-        self._lock.release()
-
-    def come_second(self) -> None:
-        """Take the lock when nobody else wants it."""
-        while self._wanted or not self._lock.acquire(timeout=_SLEEP):
-            time.sleep(0)
 
 
 class ProgressThread:
@@ -71,10 +37,11 @@ class ProgressThread:
     def __init__(self, pump: Pump, transport: Transport, device: Device) -> None:
         self._pump = pump
         self._device = device
-        self._turnstile = Turnstile(transport.rouse)
+        self._lock = pump.lock
+        self._lock.rouse = transport.rouse
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="hetcomm progress", daemon=True)
-        pump.share(self._turnstile, device.query)
+        pump.share(device.query)
         self._thread.start()
 
     def stop(self) -> None:
@@ -82,6 +49,7 @@ class ProgressThread:
         self._stopped = True
         self._pump.roused.set()
         self._thread.join(_PARTING)
+        self._pump.unshare()
 
     def _run(self) -> None:
         self._device.use()
@@ -93,7 +61,7 @@ class ProgressThread:
                     pump.roused.wait()
                 quiet_since = time.monotonic()
                 continue
-            self._turnstile.come_second()
+            self._lock.come_second()
             try:
                 moved = pump.progress()
                 if not moved and pump.active:
@@ -102,7 +70,7 @@ class ProgressThread:
                 _log.warning("moving calls in the background failed", exc_info=True)
                 moved = False
             finally:
-                self._turnstile.leave()
+                self._lock.__exit__()
             now = time.monotonic()
             if moved:
                 quiet_since = now

@@ -40,7 +40,7 @@ class QueuedExecution(Execution):
     """One run on device memory.
 
     Args:
-        executor, bound, number, in_memory, out_memory, factor, call: As for every run.
+        executor, bound, number, check, in_memory, out_memory, factor, call: As for every run.
         queue: The executor's streams.
         order: When it may begin to touch the user's memory; None: at once.
 
@@ -53,6 +53,7 @@ class QueuedExecution(Execution):
         executor: Executor,
         bound: BoundProgram,
         number: int,
+        check: int,
         in_memory: Memory | None,
         out_memory: Memory | None,
         factor: Number | None,
@@ -61,7 +62,7 @@ class QueuedExecution(Execution):
         order: Ordering | None,
     ) -> None:
         self._kind = queue.device.kind
-        super().__init__(executor, bound, number, in_memory, out_memory, factor, call)
+        super().__init__(executor, bound, number, check, in_memory, out_memory, factor, call)
         self._communicators = executor.communicators
         self._arithmetic = queue
         self._queue = queue
@@ -72,11 +73,14 @@ class QueuedExecution(Execution):
         self._called: dict[int, Event] = {}  # on each stream of a vendor, the end of the last call of this run
         if order is not None:
             self._entry = order.entry
-            self._gated, self._ready = self._ready, []
+            early: list[int] = []
             if not executor.unsettled:
                 queue.enter(order.entry)
-                self._ready = [index for index in bound.roots if bound.steps[index].queued]
-                self._gated = [index for index in bound.roots if not bound.steps[index].queued]
+                steps = bound.steps
+                # A call that the host starts waits for its tokens only, so these wait for the entry.
+                in_streams = all(step.queued for step in steps if step.is_call)
+                early = [i for i in bound.roots if steps[i].queued or (steps[i].is_token and in_streams)]
+            self._ready, self._gated = early, [index for index in bound.roots if index not in early]
         if bound.queues:
             executor.unsettled.add(self)
 

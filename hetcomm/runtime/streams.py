@@ -113,7 +113,7 @@ class Streams:
     Args:
         devices: Those of this process.
         serve: Makes sure that calls move while the user's thread does something else.
-        openers: Open what will be needed on the device of a kind.
+        opener: Opens what will be needed on the device of a kind.
         rank: Of this process, for messages.
     """
 
@@ -121,11 +121,11 @@ class Streams:
         self,
         devices: Devices,
         serve: Callable[[Device], None],
-        openers: Sequence[Callable[[MemoryKind], object]],
+        opener: Callable[[MemoryKind], object],
         rank: int,
     ) -> None:
         self._devices = devices
-        self._openers = openers
+        self._opener = opener
         self._opened: set[MemoryKind] = set()
         self._serve = serve
         self._rank = rank
@@ -152,8 +152,7 @@ class Streams:
                     rank=self._rank,
                 )
             if memory.kind not in self._opened:
-                for opener in self._openers:
-                    opener(memory.kind)
+                self._opener(memory.kind)
                 self._opened.add(memory.kind)
             key = memory.kind, memory.dtype, op
             if key not in self._prepared:

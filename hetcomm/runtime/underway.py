@@ -30,7 +30,7 @@ class UnderWay:
         rank: This process's number.
         agreement: See there.
         unusable: Whether the communicator is closed or broken.
-        ledger: Counts; and whether no short way may be taken.
+        ledger: Counts; and whether the fast path may not be taken.
         pending: Works that are submitted and have not begun, in order.
         unraised: What went wrong with a call that nobody waits for, and is for the next call.
         unposted: Messages whose arrays a device is still working on, in order, and those behind them.
@@ -40,11 +40,11 @@ class UnderWay:
         self.rank = parts.group.rank
         self.agreement = parts.agreement
         self.ledger = parts.ledger
-        self.unusable = self.ledger.detour = False
+        self.unusable = self.ledger.is_slow = False
         self.pending: deque[Work] = deque()
         self.unposted: deque[Work] = deque()
         self._background: deque[Work] = deque()  # those that the pump moves
-        self._current: Work | None = None  # the one that a blocking call waits for
+        self._awaited: list[Work] = []  # those that blocking calls wait for: one, unless threads share it
         self._parts = parts
         self._closed = False
         self.unraised: Exception | None = None
@@ -92,15 +92,14 @@ class UnderWay:
         if error is None:
             self.ledger.calls += work.counts
 
-    def entomb(self, *owners: object) -> None:
+    def keep_until_close(self, *owners: object) -> None:
         """Keep alive what the transport would not let go of."""
-        self._parts.executors[0].entomb(*owners)
+        self._parts.executor.keep_until_close(*owners)
 
     def _works(self) -> list[Work]:
         """All works that are not over, once each."""
-        current = () if self._current is None else (self._current,)
-        found = {id(work): work for work in (*current, *self._background, *self.pending) if not work.over}
-        return list(found.values())
+        works = {id(work): work for work in (*self._awaited, *self._background, *self.pending) if not work.over}
+        return list(works.values())
 
     def _deliver(self) -> None:
         """Give works the errors that the agreement has found for their calls."""
@@ -185,19 +184,18 @@ class UnderWay:
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
-        self.unusable = self.ledger.detour = self._halted = True
-        self._settle_express()
+        self.unusable = self.ledger.is_slow = self._halted = True
+        self._settle_fast_path()
         works = [work for work in (*self._background, *self.pending) if not work.over]
-        if self._current is not None and not self._current.over and self._current not in works:
-            works.append(self._current)
+        works += (work for work in self._awaited if not work.over and work not in works)
         for work in works:  # in order: on its stream, the beginning of one may stand behind the end of the one before
             work.abort()
             if work.order is not None:
                 work.order.release()
-        self._parts.abort_executions()
+        self._parts.executor.abort()
 
-    def _settle_express(self) -> None:
-        """Let what the express way has under way become works."""
+    def _settle_fast_path(self) -> None:
+        """Let what the fast path has under way become works."""
         raise NotImplementedError
 
     def _unusable_error(self) -> TransportError:

@@ -11,13 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from hetcomm._ext import ucp
 from hetcomm.devices.base import Event
 from hetcomm.transport.base import Transport
 
-__all__ = ["Mover", "Progress", "Pump", "wait"]
+__all__ = ["Mover", "Progress", "Pump", "process_pump", "wait"]
 
 _SPINS: Final = 2  # turns before the first look at the clock and the first yield: some microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
@@ -39,16 +39,10 @@ class Progress(Protocol):
 
 
 class Mover(Protocol):
-    """What goes on in the background of a communicator; nothing of it raises but an interruption of the process.
+    """What goes on in the background of a communicator; nothing of it raises but an interruption of the process."""
 
-    Attributes:
-        lock: The pump's.
-    """
-
-    lock: AbstractContextManager[Any]
-
-    def detour(self) -> None:
-        """From now on no short way may be taken, which takes no lock."""
+    def slow_down(self) -> None:
+        """From now on the fast path may not be taken: a thread moves works too."""
         ...
 
     def advance(self) -> None:
@@ -65,37 +59,44 @@ class Mover(Protocol):
 
 
 class Pump:
-    """All that a process of a job must keep moving whatever it waits for: its transport, the calls in the background of
-    all its communicators, and now and then its vendors.
+    """All that a process must keep moving whatever it waits for: its transports, the calls in the background of all its
+    communicators, and now and then its vendors.
 
     A vendor's library may hold back what another rank still needs though its own call is complete here, and would
-    move it at its next call only: a rank that waits for something else would stop the others.
+    move it at its next call only: a rank that waits for something else would stop the others. There is one for the
+    process (`process_pump`), whatever number of jobs it is part of.
 
     Attributes:
-        active: The communicators with calls in the background.
-        lock: Held by whoever moves anything; reentrant.
-        threaded: Whether a thread of hetcomm's own moves it too (`hetcomm.runtime.progress`).
+        active: What is in the background: communicators with such calls, and persistent calls on the fast path.
+        lock: Held by whoever moves anything. A thread that waits puts it down while another one wants it.
         roused: What that thread waits for when there is nothing in the background.
         query: How it asks for events of the device (`Device.query`).
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, *transports: Transport) -> None:
         self.active: list[Mover] = []
-        self.lock: AbstractContextManager[Any] = threading.RLock()
-        self.threaded = False
+        self.lock = ucp.Gate()
+        self._threads = 0
         self.roused = threading.Event()
         self.query = 0
-        self._transport = transport
+        self._transports = transports
         self._movers: tuple[Mover, ...] = ()
         self._idle_turns = 0
         self._advancing = False
 
+    def attach(self, transport: Transport) -> None:
+        """Move a transport from now on."""
+        self._transports += (transport,)
+
+    def detach(self, transport: Transport) -> None:
+        """It is closed, or about to be."""
+        self._transports = tuple(kept for kept in self._transports if kept is not transport)
+
     def add(self, mover: Mover) -> None:
         """Keep the vendors of a communicator moving from now on."""
         self._movers += (mover,)
-        mover.lock = self.lock
         if self.threaded:
-            mover.detour()
+            mover.slow_down()
 
     def remove(self, mover: Mover) -> None:
         """It is aborted or closed."""
@@ -115,7 +116,9 @@ class Pump:
 
     def progress(self) -> bool:
         """Move messages and calls, and in every so many idle turns the vendors; whether a message moved."""
-        moved = self._transport.progress()
+        moved = False
+        for transport in self._transports:
+            moved |= transport.progress()
         if self.active and not self._advancing:
             self._advancing = True  # a call that fails may wait for word from the others, which comes back here
             try:
@@ -130,26 +133,53 @@ class Pump:
             self.progress_vendors()
         return False
 
-    def share(self, lock: AbstractContextManager[Any], query: int) -> None:
-        """From now on another thread moves it too, under `lock`, and asks a device for events by `query`."""
-        self.lock = lock
-        self.threaded = True
+    def share(self, query: int) -> None:
+        """From now on a thread of hetcomm's own moves it too, and asks a device for events by `query`."""
+        self._threads += 1
         self.query = query
         for mover in self._movers:
-            mover.lock = lock
-            mover.detour()
+            mover.slow_down()
+
+    def unshare(self) -> None:
+        """That thread has ended."""
+        self._threads -= 1
+
+    @property
+    def threaded(self) -> bool:
+        """Whether a thread of hetcomm's own moves it too (`hetcomm.runtime.progress`)."""
+        return self._threads > 0
 
     def watch(self, seconds: float) -> bool:
-        """Wait in the transport, without the GIL, until something happens; whether something did."""
+        """Wait in the transport, without the GIL, until something happens; whether something did.
+
+        In several transports nobody can wait at once: then it only looks.
+        """
+        if len(self._transports) != 1:
+            return self.progress()
         events: list[int] = []
         if self.query:
             events = [event.handle for mover in self.active for event in mover.events()]
-        return self._transport.watch(seconds, self.query, events)
+        return self._transports[0].watch(seconds, self.query, events)
+
+    def move_others(self, transport: Transport) -> None:
+        """Move all that goes on without works: the vendors, and the transports but the one that somebody waits in."""
+        for other in self._transports:
+            if other is not transport:
+                other.progress()
+        self.progress_vendors()
 
     def progress_vendors(self) -> None:
         """Move the vendors only."""
         for mover in self._movers:
             mover.progress_vendors()
+
+
+_PROCESS = Pump()
+
+
+def process_pump() -> Pump:
+    """What moves all that this process has in hetcomm."""
+    return _PROCESS
 
 
 def wait(

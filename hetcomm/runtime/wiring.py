@@ -17,13 +17,10 @@ from hetcomm.runtime.plans import Plans
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import on
-from hetcomm.types import MemoryKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 
 __all__ = ["Parts", "wire"]
-
-_CONTEXTS = 3  # the communicator's own, and one each for the home and the border group of a `ucx` cluster
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +34,7 @@ class Parts:
         topology: Of its ranks.
         context: See `hetcomm.runtime.tags`.
         communicators: The vendors' communicators this rank is in.
-        twins: The same for host memory: those of the built-in vendor where this rank's takes none.
-        executors: Its own, then those of its `ucx` vendor communicators.
+        executor: Runs its programs.
         ledger: Counts its calls.
         agreement, mailbox, plans: See there.
     """
@@ -49,37 +45,24 @@ class Parts:
     topology: Topology
     context: int
     communicators: dict[CommId, VendorCommunicator]
-    twins: dict[CommId, VendorCommunicator]
-    executors: tuple[Executor, ...]
+    executor: Executor
     mailbox: Mailbox
     ledger: ucp.Ledger
     agreement: Agreement
     plans: Plans
 
-    def abort_executions(self) -> None:
-        """Stop the programs under way; nothing writes into users' arrays any more when this returns."""
-        for executor in self.executors:
-            executor.abort()
-
-    @property
-    def vendor_communicators(self) -> list[VendorCommunicator]:
-        """All of them, once each."""
-        others = [twin for comm, twin in self.twins.items() if twin is not self.communicators[comm]]
-        return [*self.communicators.values(), *others]
-
     def abort(self) -> None:
-        """Stop everything under way, for good."""
-        self.abort_executions()
-        for communicator in self.vendor_communicators:
+        """Stop everything under way, for good; nothing writes into users' arrays any more when this returns."""
+        self.executor.abort()
+        for communicator in self.communicators.values():
             communicator.abort()
 
     def close(self) -> None:
         """Release what belongs to this communicator alone; collective unless aborted."""
-        for communicator in self.vendor_communicators:
+        for communicator in self.communicators.values():
             communicator.close()
         self.mailbox.close(1.0)
-        for executor in self.executors:
-            executor.close()
+        self.executor.close()
 
 
 def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) -> Parts:
@@ -93,28 +76,20 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
     failure: HetcommError | None = None
     proposals = group.all_gather(str(job.contexts.proposal).encode())
     try:
-        context = job.contexts.take(max(map(int, proposals)), _CONTEXTS)
+        context = job.contexts.take(max(map(int, proposals)))
     except HetcommError as error:
         failure = error
     exchange(group, b"", failure, "making a communicator")
     communicators: dict[CommId, VendorCommunicator] = {}
-    twins: dict[CommId, VendorCommunicator] = {}
-    executor = Executor(job.transport, peers, group.rank, context, communicators, job.devices, twins)
-    executors, vendors = [executor], dict[CommId, Vendor]()
+    members = topology.communicators_of(topology.cluster_of(group.rank))
+    executor = Executor(job.transport, peers, group.rank, context, communicators, job.devices, members)
+    vendors: dict[CommId, Vendor] = {}
     try:
-        mine = topology.communicators_of(topology.cluster_of(group.rank))
-        for number, (comm, ranks) in enumerate(mine.items()):
-            if group.rank not in ranks:
-                continue
-            part = group.subgroup(ranks)
-            runner = Executor(
-                job.transport, [peers[rank] for rank in ranks], part.rank, context + 1 + number, {}, job.devices
-            )
-            vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
-            communicators[comm] = twins[comm] = vendors[comm].create(part, runner)
-            if MemoryKind.HOST not in vendors[comm].capabilities.memory:
-                twins[comm] = registry.vendor("ucx").create(part, runner)
-            executors.append(runner)
+        for comm, ranks in members.items():
+            if group.rank in ranks:
+                vendor = vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
+                if vendor.capabilities.collectives:  # else hetcomm writes its calls out as messages
+                    communicators[comm] = vendor.create(group.subgroup(ranks))
     except HetcommError as error:
         failure = error
     try:
@@ -133,8 +108,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         topology,
         context,
         communicators,
-        twins,
-        tuple(executors),
+        executor,
         mailbox,
         ledger,
         Agreement(job.pump, mailbox, ledger),

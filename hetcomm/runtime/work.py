@@ -19,7 +19,6 @@ from hetcomm.runtime.execution import Execution, collect
 from hetcomm.runtime.streams import Ordering
 from hetcomm.transport.base import Request
 from hetcomm.types import Memory
-from hetcomm.vendors.base import Operation
 
 if TYPE_CHECKING:
     from hetcomm.runtime.engine import Engine
@@ -145,7 +144,7 @@ class Work:
 
     def late(self, seconds: float) -> HetcommError:
         """What to raise when a wait took too long: a `CollectiveTimeoutError` that says what it waits for."""
-        what, peer = self._engine.hindrance(self)
+        what, peer = self._engine.blocked_on(self)
         return CollectiveTimeoutError(
             f"{self.name} did not complete within {seconds:g} s; it waits for: {what}",
             rank=self._engine.rank,
@@ -176,32 +175,32 @@ class Milestone(Work):
 class CollectiveWork(Work):
     """A collective with a plan."""
 
-    __slots__ = ("_call", "_operation", "_plan", "weight")
+    __slots__ = ("_call", "_operation", "_plan", "number")
     counts = 1
 
     def __init__(
         self, engine: Engine, name: str, plan: Plan, call: Call, seconds: float, order: Ordering | None = None
     ) -> None:
         super().__init__(engine, name, seconds, order)
-        self.weight = 0  # place in the engine's window
+        self.number = 0  # of its last run
         self._plan: Plan | None = plan
         self._call: Call | None = call
-        self._operation: Operation | None = None
+        self._operation: Execution | None = None
 
     def begin(self) -> bool:
-        """Start its program, or the vendor's call that is all of it."""
+        """Start its program."""
         plan, call = self._plan, self._call
         assert plan is not None  # only `end` lets go of them
         assert call is not None
-        if not self._engine.admits(self, plan):
+        if not self._engine.admits(self):
             return False
         self.begun = True
         self._operation = operation = self._engine.run(self, plan, call)
-        if self.order is not None and isinstance(operation, Execution):
+        if self.order is not None:
             self.order.exit = operation.exit
         return True
 
-    def resume(self, operation: Operation | None) -> None:
+    def resume(self, operation: Execution) -> None:
         """It was begun without this object, by `operation`."""
         self.submitted = self.begun = True
         self._operation = operation
@@ -211,19 +210,19 @@ class CollectiveWork(Work):
         operation, plan = self._operation, self._plan
         if operation is None or plan is None:
             return False
-        if isinstance(operation, Execution) and self._engine.waits_for(self):
-            done = operation.press()
-        else:
-            done = operation.test()
-        if not done:
+        if not (operation.press() if self._engine.waits_for(self) else operation.test()):
             return False
         self._engine.account(plan)
         return True
 
     def abort(self) -> None:
         """Stop its program."""
-        if isinstance(self._operation, Execution):
+        if self._operation is not None:
             self._operation.abort()
+
+    def contradiction(self) -> tuple[int, int] | None:
+        """As for its program."""
+        return None if self._operation is None else self._operation.contradiction()
 
     def end(self, error: Exception | None) -> None:
         """It is over."""
@@ -232,7 +231,7 @@ class CollectiveWork(Work):
 
     def events(self) -> Sequence[Event]:
         """What its program waits for on a device."""
-        return self._operation.events() if isinstance(self._operation, Execution) else ()
+        return () if self._operation is None else self._operation.events()
 
     def late(self, seconds: float) -> HetcommError:
         """What to raise when a wait took too long: the steps it waits for."""
@@ -240,13 +239,12 @@ class CollectiveWork(Work):
         operation = self._operation
         if operation is None:
             return error
-        step = operation.active_step if isinstance(operation, Execution) else "the vendor's call"
-        what = operation.waiting_for() if isinstance(operation, Execution) else step
+        meant = "" if self.ticket is None else f" ({self.ticket.intent.text})"
         return CollectiveTimeoutError(
-            f"{self.name} did not complete within {seconds:g} s; it waits for: {what}",
+            f"{self.name}{meant} did not complete within {seconds:g} s; it waits for: {operation.waiting_for()}",
             rank=error.rank,
             collective=error.collective,
-            step=step,
+            step=operation.active_step,
             remedy=error.remedy,
         )
 
@@ -340,6 +338,11 @@ class MessageWork(Work):
         self.post(sends=True)
         return True
 
+    def resume(self, requests: Sequence[tuple[Message, Request]]) -> None:
+        """It was posted without this object."""
+        self.submitted = self.begun = True
+        self._requests = list(requests)
+
     def events(self) -> Sequence[Event]:
         """The point of its stream at which it may be posted."""
         return () if self.begun or self.order is None else (self.order.entry,)
@@ -385,7 +388,7 @@ class MessageWork(Work):
         """Take back what has not gone or come."""
         pending = [request for _, request in self._requests]
         if pending and not collect(self._points.transport, pending):
-            self._engine.entomb(pending, self._messages)
+            self._engine.keep_until_close(pending, self._messages)
         self._requests = []
 
     def late(self, seconds: float) -> HetcommError:

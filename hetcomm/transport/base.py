@@ -8,11 +8,11 @@ nonblocking: an operation returns a `Request`, and time passes only in `Transpor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hetcomm.types import MemoryKind
 
-__all__ = ["Request", "Script", "ScriptRun", "Transport"]
+__all__ = ["QuickTransport", "Request", "Script", "ScriptRun", "Transport"]
 
 
 class Request(Protocol):
@@ -41,18 +41,73 @@ class ScriptRun(Protocol):
     """One run of a script."""
 
     @property
-    def misfit(self) -> tuple[int, int] | None:
+    def call(self) -> int:
+        """The number of the collective call it is part of, where the fast path has begun it."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Its own number among the runs of the communicator, likewise."""
+        ...
+
+    @property
+    def check(self) -> int:
+        """What the ranks must agree on, likewise: see `hetcomm.runtime.tags`."""
+        ...
+
+    @property
+    def ncalled(self) -> int:
+        """Vendor calls it has started."""
+        ...
+
+    @property
+    def length_mismatch(self) -> tuple[int, int] | None:
         """Step and bytes of the message of the wrong length that ended it."""
         ...
 
     def test(self, patient: bool) -> bool:
-        """Start what can be started and collect what has completed; whether all is done.
+        """Start what can be started and collect what has completed, but for vendor calls; whether all is done.
 
         With `patient` it progresses the transport for some microseconds meanwhile.
 
         Raises:
             TransportError: A message failed.
+            VendorError: A vendor's call failed.
         """
+        ...
+
+    @property
+    def due(self) -> bool:
+        """Whether a vendor call is ready to be started."""
+        ...
+
+    def start_calls(self) -> int:
+        """Start the vendor calls that are ready; how many.
+
+        Raises:
+            VendorError: A vendor refused one, or failed.
+        """
+        ...
+
+    @property
+    def in_vendors(self) -> list[tuple[int, Any]]:
+        """The vendor calls under way: step and operation."""
+        ...
+
+    def waits_for_turn(self) -> list[int]:
+        """The vendor calls that are ready and have not been started."""
+        ...
+
+    def contradiction(self) -> tuple[int, int] | None:
+        """Step and check bits of a message that has come for another plan of the same run; None: there is none."""
+        ...
+
+    def record(self) -> None:
+        """Note when steps are started and complete."""
+        ...
+
+    def spans(self) -> list[tuple[int, float, float]]:
+        """The steps completed since: themselves and both times, on the clock of `time.perf_counter`."""
         ...
 
     def release(self) -> None:
@@ -60,7 +115,7 @@ class ScriptRun(Protocol):
         ...
 
     def under_way(self) -> list[int]:
-        """The steps whose messages are under way."""
+        """The steps whose messages or vendor calls are under way."""
         ...
 
     def detach(self) -> Sequence[Request]:
@@ -69,7 +124,7 @@ class ScriptRun(Protocol):
 
 
 class Script(Protocol):
-    """A program of messages and local work that a transport runs by itself, if it has the method `script`."""
+    """A program that a transport runs by itself but for vendor calls, if it has the method `script`."""
 
     def start(self, in_address: int, out_address: int, scratch_address: int, tag: int, factor: bytes) -> ScriptRun:
         """Begin a run on three buffers, with `tag` set in all tags; `factor` is the element of `Scale.FACTOR`."""
@@ -143,4 +198,25 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Cancel what is under way and release everything; calling it again does nothing."""
+        ...
+
+
+@runtime_checkable
+class QuickTransport(Protocol):
+    """What a transport may offer beside: messages of host buffers that are mostly over when the call returns.
+
+    Each returns NotImplemented, and has done nothing, where another call is under way in the process. What is not over
+    after a short while goes on, as the request or requests that are returned.
+    """
+
+    def quick_send(self, buffer: Any, peer: int, tag: int) -> Any:
+        """Send a buffer: None if it is over."""
+        ...
+
+    def quick_recv(self, buffer: Any, peer: int, tag: int) -> Any:
+        """Receive into a buffer: the bytes that arrived if it is over."""
+        ...
+
+    def quick_exchange(self, outgoing: Any, peer: int, tag: int, incoming: Any, source: int, source_tag: int) -> Any:
+        """Both at the same time: the bytes that arrived if both are over, else the receive and the send."""
         ...

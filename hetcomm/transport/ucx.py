@@ -21,7 +21,7 @@ from hetcomm.types import Config, MemoryKind
 __all__ = ["UcxTransport", "is_shared"]
 
 _GREETING = 1 << 19  # bytes: more than any transport sends without an answer of the other end
-_GREETING_TAG = 0xF << 44 | 1
+_GREETING_TAG = 0xB << 44 | 1
 
 # Without the first two UCX sends through TCP between processes of one host, ten times slower, as soon as failures are
 # to be noticed. The third is how often UCX looks whether idle peers are alive; it waits 20 s unless told.

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Program
-from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
+from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 
 __all__ = [
     "COLLECTIVES",
@@ -24,7 +23,6 @@ __all__ = [
     "Capabilities",
     "Group",
     "Operation",
-    "ProgramRunner",
     "StreamCommunicator",
     "Vendor",
     "VendorCommunicator",
@@ -83,16 +81,6 @@ class Operation(Protocol):
         ...
 
 
-class ProgramRunner(Protocol):
-    """What the built-in `ucx` vendor runs its flat schedules with; the executor provides it for the group's ranks."""
-
-    def start(
-        self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
-    ) -> Operation:
-        """Start a program without vendor calls, whose ranks are the group's."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Availability:
     """Whether a vendor can be used in this process, and if not, why and what to do."""
@@ -109,7 +97,8 @@ class Capabilities:
 
     Attributes:
         memory: Where the arrays may live.
-        collectives: Kinds that `VendorCommunicator.start` takes.
+        collectives: Kinds that `VendorCommunicator.start` takes. If there are none, no communicator is made: hetcomm
+            writes all calls out as messages.
         dtypes: Element types.
         ops: Reductions; `AVG` and `PREMUL_SUM` are never among them, since hetcomm composes those.
         refused: (dtype, op) pairs out of those that it cannot do.
@@ -215,7 +204,7 @@ class Vendor(Protocol):
         """Whether it can be used here; cheap, starts nothing, imports no more than it must."""
         ...
 
-    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+    def create(self, group: Group) -> VendorCommunicator:
         """A communicator over `group`; collective.
 
         Raises:

@@ -36,7 +36,6 @@ from hetcomm.vendors.base import (
     Capabilities,
     Group,
     Operation,
-    ProgramRunner,
     VendorCommunicator,
 )
 from hetcomm.vendors.host import HostCommunicator
@@ -94,7 +93,7 @@ class GlooVendor:
         except PackageNotFoundError:
             return Availability(True, version="PyTorch")
 
-    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+    def create(self, group: Group) -> VendorCommunicator:
         """A communicator over `group`; collective.
 
         It listens on the interfaces that `GLOO_SOCKET_IFNAME` names, with commas between them as many on each rank;

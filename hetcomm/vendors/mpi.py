@@ -30,7 +30,6 @@ from hetcomm.vendors.base import (
     Capabilities,
     Group,
     Operation,
-    ProgramRunner,
     VendorCommunicator,
 )
 from hetcomm.vendors.host import HostCommunicator
@@ -101,7 +100,7 @@ class MpiVendor:
             found += f", {mpi.Get_library_version().splitlines()[0].split(',')[0].strip()}"
         return Availability(True, version=found)
 
-    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+    def create(self, group: Group) -> VendorCommunicator:
         """A communicator over the ranks of `group`, which must all be in one `MPI.COMM_WORLD`; collective.
 
         Raises:

@@ -29,7 +29,6 @@ from hetcomm.vendors.base import (
     Availability,
     Capabilities,
     Group,
-    ProgramRunner,
     VendorCommunicator,
 )
 from hetcomm.vendors.nccl_binding import Binding, open_binding, place
@@ -130,7 +129,7 @@ class NcclVendor:
         version = f"{self._flavour.title} {found.version}".rstrip()
         return Availability(True, version=f"{version} through {found.wrapper} ({found.path})")
 
-    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+    def create(self, group: Group) -> VendorCommunicator:
         """A communicator over `group`, on each thread's current device; collective.
 
         Sets those of the library's environment variables that hetcomm needs and the user has not set.

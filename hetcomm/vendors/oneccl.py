@@ -34,7 +34,6 @@ from hetcomm.vendors.base import (
     Capabilities,
     Group,
     Operation,
-    ProgramRunner,
     VendorCommunicator,
 )
 from hetcomm.vendors.host import HostCommunicator
@@ -117,7 +116,7 @@ class OneCclVendor:
         except PackageNotFoundError:
             return Availability(True, version="oneCCL")
 
-    def create(self, group: Group, runner: ProgramRunner) -> VendorCommunicator:
+    def create(self, group: Group) -> VendorCommunicator:
         """A communicator over `group`; collective.
 
         Sets oneCCL's environment variables that are not set, and loads the library, when first called.

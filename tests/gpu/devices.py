@@ -201,16 +201,11 @@ def memory_of_the_device() -> list[str]:
     return wrong
 
 
-class _NoRunner:
-    def start(self, *_: object) -> Any:
-        raise AssertionError("this vendor brings its own library")
-
-
 def nccl_alone() -> tuple[int, list[str]]:
     """Everything NCCL declares, on a communicator of one rank, in stream order: how many calls, and what is wrong."""
     device, stream = opened()
     found = vendor("nccl")
-    comm: Any = found.create(this_rank(), _NoRunner())
+    comm: Any = found.create(this_rank())
     wrong, done = [], 0
     for kind, dtype in itertools.product(found.capabilities.collectives, found.capabilities.dtypes):
         for op in found.capabilities.ops if kind.reduces else (None,):

@@ -18,11 +18,11 @@ from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import CommId, Program
 from hetcomm.testing import FakeArray, FakeDevice, FakeGroup, WatchedTransport
 from hetcomm.topology import select
+from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Topology
 from hetcomm.transport.inproc import InprocNetwork
 from hetcomm.types import Memory, MemoryKind, Number
 from hetcomm.vendors.base import Operation, VendorCommunicator
-from hetcomm.vendors.ucx import UcxVendor
 
 from .invoke import Invocation
 from .test_executor import FakeGroup as HostGroup
@@ -70,13 +70,6 @@ class _Started:
         return True
 
 
-class _Members:
-    """What `UcxVendor.create` asks of a group."""
-
-    def __init__(self, rank: int, nranks: int) -> None:
-        self.rank, self.nranks = rank, nranks
-
-
 class DeviceRanks:
     """One job in one process; nothing in it happens but in turns, in an order that the seed decides.
 
@@ -103,16 +96,22 @@ class DeviceRanks:
             WatchedTransport(transport, self.devices[rank]) if rank in self.devices else transport
             for rank, transport in enumerate(self.network.transports)
         ]
-        self.runners: list[Executor] = []
         self.groups: list[FakeGroup] = []
         mine: list[dict[CommId, VendorCommunicator]] = [{} for _ in range(topology.nranks)]
-        for number, (comm, members) in enumerate(topology.communicators().items()):
-            made = self._communicators(members, rng, 100 + number)
-            for rank, communicator in zip(members, made, strict=True):
+        for comm, members in topology.communicators().items():
+            for rank, communicator in zip(members, self._communicators(members, rng), strict=False):
                 mine[rank][comm] = communicator
         self.communicators = mine
         self.executors = [
-            Executor(self.transports[rank], range(topology.nranks), rank, 7, mine[rank], self._devices(rank))
+            Executor(
+                self.transports[rank],
+                range(topology.nranks),
+                rank,
+                7,
+                mine[rank],
+                self._devices(rank),
+                topology.communicators_of(topology.cluster_of(rank)),
+            )
             for rank in range(topology.nranks)
         ]
         self.calls: list[list[DeviceCall]] = [[] for _ in range(topology.nranks)]
@@ -125,19 +124,20 @@ class DeviceRanks:
             devices.opened[MemoryKind.CUDA] = self.devices[rank]
         return devices
 
-    def _communicators(self, members: Sequence[int], rng: random.Random, context: int) -> list[VendorCommunicator]:
+    def program(self, program: Program) -> Program:
+        """What a rank runs: without a vendor its calls are written out, as `hetcomm.runtime.plans` does it."""
+        if self.roles[program.rank] != "ucx":
+            return program
+        return inline(program, self.topology.communicators_of(self.topology.cluster_of(program.rank)))
+
+    def _communicators(self, members: Sequence[int], rng: random.Random) -> list[VendorCommunicator]:
         role, n = self.roles[members[0]], len(members)
         if role == "streams":
             group = FakeGroup(n, rng.randrange(1 << 16))
             self.groups.append(group)
             return [group.communicator(number, self.devices[rank]) for number, rank in enumerate(members)]
         if role == "ucx":
-            made = []
-            for number, rank in enumerate(members):
-                runner = Executor(self.transports[rank], members, number, context, {}, self._devices(rank))
-                self.runners.append(runner)
-                made.append(UcxVendor().create(_Members(number, n), runner))
-            return made
+            return []
         shared = HostGroup(n, rng)
         host = [FakeCommunicatorOf(shared, number) for number in range(n)]
         if role == "host":
@@ -200,9 +200,6 @@ class DeviceRanks:
             executor.abort()
             for communicator in self.communicators[rank].values():
                 communicator.abort()
-        for runner in self.runners:
-            if runner.peers[runner.rank] not in self.network.dead:
-                runner.abort()
 
     def check(self) -> None:
         """No race, no gate forgotten."""
@@ -246,7 +243,7 @@ class DeviceCall:
         self.mine = mine
         self._ranks, self._number, self._factor = ranks, number, factor
         self._executor = ranks.executors[mine.rank]
-        self._program = program or select.plan(mine.mine, ranks.topology, mine.rank)
+        self._program = ranks.program(program or select.plan(mine.mine, ranks.topology, mine.rank))
         self._order: Ordering | None = None
         device = ranks.devices.get(mine.rank)
         in_place, rank = mine.mine.in_place, mine.rank
@@ -286,7 +283,7 @@ class DeviceCall:
         kind = MemoryKind.HOST if self._order is None else MemoryKind.CUDA
         bound = self._executor.bind(self._program, kind)
         self.execution = self._executor.run(
-            bound, self._number, self._in, self._out, self._factor, self._number, self._order
+            bound, self._number, 0, self._in, self._out, self._factor, self._number, self._order
         )
         if self._order is not None:
             self._order.exit = self.execution.exit

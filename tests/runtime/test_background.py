@@ -17,7 +17,7 @@ from hetcomm.errors import (
     TransportError,
     UsageError,
 )
-from hetcomm.runtime import engine
+from hetcomm.runtime import engine, tags
 
 from .threads import clusters, run_threads
 
@@ -83,14 +83,13 @@ def test_communicators_go_on_side_by_side_in_any_order() -> None:
     run_threads(TOPOLOGY, job)
 
 
-@pytest.mark.parametrize("window", [3, 1 << 15])
+@pytest.mark.parametrize("window", [1, 3, tags.WINDOW])
 def test_many_works_may_be_under_way(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     """However many: no two that tags cannot tell apart move at once, and the rest wait for their turn."""
-    monkeypatch.setattr(engine, "_WINDOW", window)
+    monkeypatch.setattr(tags, "WINDOW", window)
 
     def job(comm: Communicator) -> None:
-        comm._engine._window_end = window
-        arrays = [np.full(20 + number % 3, comm.rank + number) for number in range(60)]
+        arrays = [np.full(20 + number % 3, comm.rank + number) for number in range(300)]
         works = [begun(comm.all_reduce(array, async_op=True)) for array in arrays]
         if comm.rank == 1:
             works.reverse()

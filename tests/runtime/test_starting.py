@@ -124,11 +124,12 @@ def test_an_error_of_one_rank_is_raised_on_all() -> None:
 
 def test_tags_do_not_meet() -> None:
     made = {
-        tags.collective(context, source, call, channel)
+        tags.collective(context, source, channel) | tags.run(number, check)
         for context in (0, 1, tags.MAX_CONTEXT)
         for source in (0, 1, tags.MAX_RANKS - 1)
-        for call in (0, 1, 65535)
-        for channel in (0, 1, tags.MAX_CHANNEL)
+        for channel in (0, 1, tags.MAX_CHANNEL, tags.TOKENS, tags.TOKENS + 1)
+        for number in (0, 1, 2 * tags.WINDOW - 1)
+        for check in (0, 1, tags.MAX_PLANS)
     }
     made |= {
         tags.point_to_point(context, source, tag)
@@ -137,7 +138,7 @@ def test_tags_do_not_meet() -> None:
         for tag in (0, 1, tags.MAX_USER_TAG)
     }
     made |= {tags.control(context) for context in (0, 1, tags.MAX_CONTEXT)}
-    assert len(made) == 81 + 27 + 3
+    assert len(made) == 405 + 27 + 3
     assert all(0 <= tag < 1 << 64 for tag in made)
     contexts = tags.Contexts()
     assert contexts.take(5, 3) == 5

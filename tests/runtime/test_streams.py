@@ -107,11 +107,11 @@ def test_calls_on_one_array_see_one_anothers_results(role: str, seed: int) -> No
     for rank, executor in enumerate(ranks.executors):
         device = ranks.devices[rank]
         array = device.array(np.arange(40) + rank)
-        bound = executor.bind(select.plan(collective, topology, rank), MemoryKind.CUDA)
+        bound = executor.bind(ranks.program(select.plan(collective, topology, rank)), MemoryKind.CUDA)
         orders, waiting = [], []
         for number in range(rounds):
             order = Ordering(device, 0, array.memory, rank)
-            waiting.append((executor, bound, number, None, array.memory, None, number, order))
+            waiting.append((executor, bound, number, 0, None, array.memory, None, number, order))
             order.hold()
             view = array.memory
             device.multiply(view, view, 3, 0)
@@ -183,7 +183,7 @@ def test_after_an_error_all_gates_open_and_nothing_writes_any_more(roles: tuple[
     arrays = [array for calls in ranks.calls for call in calls for array in call.arrays if array.device in alive]
     for array in arrays:
         assert not array.get().any(), "the user's zeros are the last that was written"
-    for executor in (*ranks.executors, *ranks.runners):
+    for executor in ranks.executors:
         executor.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -14,10 +13,9 @@ import pytest
 from hetcomm._conformance.vendor import check_vendor
 from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Program
 from hetcomm.testing import this_rank
-from hetcomm.types import DataType, Memory, Number, ReduceKind
-from hetcomm.vendors.base import Group, Operation, ProgramRunner, VendorCommunicator
+from hetcomm.types import DataType, Memory, ReduceKind
+from hetcomm.vendors.base import Group, Operation, VendorCommunicator
 from hetcomm.vendors.registry import vendor
 
 
@@ -41,52 +39,6 @@ class SubGroup:
         self._whole.barrier()
 
 
-class Runner:
-    """A `ProgramRunner` over a transport of its own, which it progresses while its operations are polled."""
-
-    def __init__(self, group: Group) -> None:
-        from hetcomm.runtime.executor import Executor
-        from hetcomm.transport.ucx import UcxTransport
-
-        self.transport = UcxTransport()
-        for peer, address in enumerate(group.all_gather(self.transport.address)):
-            self.transport.connect(peer, address)
-        self._contexts = itertools.count(1)
-        self._executor = lambda: Executor(self.transport, range(group.nranks), group.rank, next(self._contexts), {})
-
-    def context(self) -> ProgramRunner:
-        """A runner whose messages meet no other's."""
-        return _Context(self.transport, self._executor())
-
-
-class _Context:
-    def __init__(self, transport: Any, executor: Any) -> None:
-        self._transport = transport
-        self._executor = executor
-
-    def start(
-        self, program: Program, in_memory: Memory | None, out_memory: Memory | None, factor: Number | None = None
-    ) -> Operation:
-        return _Progressed(self._transport, self._executor.start(program, in_memory, out_memory, factor))
-
-
-class _Progressed:
-    def __init__(self, transport: Any, operation: Operation) -> None:
-        self._transport = transport
-        self._operation = operation
-
-    def test(self) -> bool:
-        self._transport.progress()
-        return self._operation.test()
-
-
-class NoRunner:
-    """For vendors that bring their own library."""
-
-    def start(self, *_: object) -> Operation:
-        raise AssertionError("this vendor needs no runner")
-
-
 def conformance(name: str, limit: int | None = None) -> int:
     """The suite, on a vendor that cuts calls of more than `limit` elements if given."""
     if limit is not None:
@@ -95,18 +47,12 @@ def conformance(name: str, limit: int | None = None) -> int:
         mpi._LIMIT = limit
     group = this_rank()
     found = vendor(name)
-    if name != "ucx":
-        return check_vendor(lambda part: found.create(part, NoRunner()), group, found.capabilities)
-    runner = Runner(group)
-    cases = check_vendor(lambda part: found.create(part, runner.context()), group, found.capabilities)
-    group.barrier()
-    runner.transport.close()
-    return cases
+    return check_vendor(found.create, group, found.capabilities)
 
 
 def make(name: str, group: Group | None = None) -> VendorCommunicator:
     """A communicator of a library."""
-    return vendor(name).create(group or this_rank(), NoRunner())
+    return vendor(name).create(group or this_rank())
 
 
 def all_reduce(comm: VendorCommunicator, array: numpy.ndarray[Any, Any]) -> Operation:

@@ -12,7 +12,7 @@ from .needs import require
 
 # Three ranks by default: what is wrong with two is wrong with three as well, and odd numbers find more.
 @pytest.mark.parametrize("nranks", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
-@pytest.mark.parametrize("name", ["mpi", "oneccl", "ucx", pytest.param("gloo", marks=pytest.mark.gloo)])
+@pytest.mark.parametrize("name", ["mpi", "oneccl", pytest.param("gloo", marks=pytest.mark.gloo)])
 def test_vendor_does_what_it_declares(name: str, nranks: int) -> None:
     launcher = require(name)
     cases = run_ranks(nranks, jobs.conformance, name, launcher=launcher, timeout=240)

@@ -28,7 +28,6 @@ from .fake_nccl import Library, NcclError, ThreadGroup, on_threads
 
 EVERY_OP = (ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX)
 KINDS = sorted(COLLECTIVES, key=lambda kind: kind.value)
-RUNNER: Any = None  # the vendor runs no programs
 
 
 # ---- ranks
@@ -77,7 +76,7 @@ def job(
         device.kind = vendor.capabilities.memory.__iter__().__next__()
         library.here.device, library.here.gpu = device, (f"0000:0{group.rank}:00.0", bytes([group.rank]) * 16)
         made = vendor(lambda kind: device if kind is device.kind else pytest.fail("opened the wrong kind"))
-        communicator = made.create(group, RUNNER)
+        communicator = made.create(group)
         assert isinstance(communicator, NcclCommunicator)
         return Rank(group.rank, device, communicator, [device.open_stream(), device.open_stream()])
 
@@ -372,7 +371,7 @@ def create(
                 raise DeviceError("the driver is too old", remedy="Update it.")
             return device
 
-        vendor(opener).create(group, RUNNER).close()
+        vendor(opener).create(group).close()
         return ""
 
     return ["" if not result else str(result) for result in on_threads(len(places), make)]
