@@ -16,7 +16,7 @@ The rules:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -517,10 +517,10 @@ class Engine(UnderWay):
 
     # ---- the end
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float, outstanding: Callable[[], int] = lambda: 0) -> None:
         """Wait until all works are over and all ranks have called this, if the communicator is not broken by then.
 
-        Messages that still move then have as long as they move.
+        Messages that still move then have as long as they move. `outstanding` is as for `Agreement.close`.
         """
         self.unusable = self.ledger.detour = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
@@ -530,7 +530,7 @@ class Engine(UnderWay):
                 self.agreement.broken is None
                 and wait(self._pump, self._idle, deadline, self.look)
                 and self.agreement.broken is None
-                and self.agreement.close(max(0.0, deadline - time.monotonic()))
+                and self.agreement.close(max(0.0, deadline - time.monotonic()), outstanding())
             ):
                 self._drain()
             else:

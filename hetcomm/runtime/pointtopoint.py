@@ -26,6 +26,7 @@ class PointToPoint:
 
     Attributes:
         sent_between_clusters: Bytes this rank has sent to ranks of other clusters.
+        outstanding: Messages that it has sent or tried to, less those that it has received.
         transport: Carries them.
     """
 
@@ -38,7 +39,7 @@ class PointToPoint:
         timeout: float,
         topology: Topology,
     ) -> None:
-        self.sent_between_clusters = 0
+        self.sent_between_clusters = self.outstanding = 0
         self.transport = transport
         self._peers = tuple(peers)
         self._rank, self._nranks = rank, len(self._peers)
@@ -64,6 +65,7 @@ class PointToPoint:
         route = self._routes.get(peer)
         if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
+        self.outstanding += 1
         self._send_buffer(array, route[0], self._send_tag | tag, self._timeout)
         if route[2]:
             self.sent_between_clusters += array.nbytes
@@ -77,6 +79,7 @@ class PointToPoint:
         if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
         got = self._recv_buffer(array, route[0], route[1] | tag, self._timeout)
+        self.outstanding -= 1
         if got != array.nbytes:
             self._refuse_length(got, array.nbytes, peer)
         return True
@@ -92,9 +95,11 @@ class PointToPoint:
             return False
         if not in_array.flags.c_contiguous or not out_array.flags.carray:  # the general way says what is wrong
             return False
+        self.outstanding += 1
         got = self._exchange_buffers(
             in_array, there[0], self._send_tag | tag, out_array, here[0], here[1] | tag, self._timeout
         )
+        self.outstanding -= 1
         if got < 0:
             return False
         if there[2]:
@@ -140,6 +145,7 @@ class PointToPoint:
         """Start a message; errors are the transport's own, see `explain`."""
         memory, peer = message.memory, message.peer
         if message.is_send:
+            self.outstanding += 1
             return self.transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | message.tag)
         return self.transport.recv(
             memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | message.tag
@@ -153,7 +159,9 @@ class PointToPoint:
         """
         if message.is_send:
             self.sent_between_clusters += message.memory.nbytes if self._foreign[message.peer] else 0
-        elif request.nbytes != message.memory.nbytes:
+            return
+        self.outstanding -= 1
+        if request.nbytes != message.memory.nbytes:
             self._refuse_length(request.nbytes, message.memory.nbytes, message.peer)
 
     def concerns(self, error: HetcommError, peer: int) -> bool:

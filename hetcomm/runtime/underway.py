@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError
+from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError, VendorError, numbers
 from hetcomm.runtime.agreement import Ticket
 from hetcomm.runtime.work import MessageWork, Work
 
@@ -111,12 +111,13 @@ class UnderWay:
         if self.agreement.broken is not None:
             self._halt()
         elif left is not None:
-            self._break(left)
+            self._break(self._blame(left))
         else:
             tickets = set(map(id, failed))
             for work in self._works():
                 if work.ticket is not None and id(work.ticket) in tickets:
-                    self.end(work, _again(work.ticket.error))
+                    assert work.ticket.error is not None  # or it would not be in `failed`
+                    self.end(work, work.ticket.error.again())
 
     def _fail(self, work: Work, error: Exception) -> None:
         """A work has failed: stop everything, see whether misuse is behind it, and give every work its error."""
@@ -128,12 +129,34 @@ class UnderWay:
             return
         self._stop()
         better = error
-        if work.ticket is not None and isinstance(error, HetcommError):
-            found = self.agreement.diagnose(work.ticket, error)
-            if found is not error:
-                better = _again(found)
+        if isinstance(error, HetcommError):
+            cause = error if work.ticket is None else self.agreement.diagnose(work.ticket, error)
+            better = self._blame(cause if cause is error else cause.again())
+            if better is not error:
                 better.__cause__ = error
         self._break(better, work)
+
+    def _blame(self, error: HetcommError) -> HetcommError:
+        """What to raise for an error that a rank which has ended may have caused: one that names it.
+
+        A vendor's library says at best that a connection ended, and a rank that leaves names those that it knows of.
+        """
+        peers, failed = self._parts.peers, self._parts.job.transport.failed_peers()
+        if not failed or not isinstance(error, (VendorError, PeerFailureError)):
+            return error
+        ended = {rank for rank, peer in enumerate(peers) if peer in failed and rank != self.rank}
+        if not ended or (isinstance(error, PeerFailureError) and error.ranks & ended):
+            return error
+        names = f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended"
+        return PeerFailureError(
+            f"{names}: {error.message}",
+            rank=self.rank,
+            ranks=ended,
+            origin=self.rank,
+            collective=error.collective,
+            step=error.step,
+            remedy="Close this communicator; look at the output of those ranks for why they ended.",
+        )
 
     def _interrupted(self, work: Work, error: BaseException) -> None:
         """The wait for a work was interrupted: a message is taken back, a collective is the end."""
@@ -162,7 +185,11 @@ class UnderWay:
         if self.agreement.broken is None:
             self.agreement.broken = f"{type(error).__name__}: {error}".removesuffix(": ")
             why = error.message if isinstance(error, HetcommError) else str(error)
-            self.agreement.leave(f"failed with {type(error).__name__}: {why}".removesuffix(": "))
+            text = f"failed with {type(error).__name__}: {why}".removesuffix(": ")
+            if isinstance(error, PeerFailureError):
+                self.agreement.leave(text, error.ranks, error.origin)
+            else:
+                self.agreement.leave(text)
         if work is not None and isinstance(error, Exception):
             self.end(work, error)
         self._halt()
@@ -181,7 +208,7 @@ class UnderWay:
     def ending(self, ticket: Ticket | None = None) -> HetcommError:
         """What a work of a communicator that is broken ends with."""
         error = (ticket.error if ticket is not None else None) or self.agreement.cause
-        return self._unusable_error() if error is None else _again(error)
+        return self._unusable_error() if error is None else error.again()
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
@@ -207,15 +234,3 @@ class UnderWay:
             rank=self.rank,
         )
 
-
-def _again(error: HetcommError | None) -> HetcommError:
-    """The same error as an exception of its own: works that share one are waited for apart."""
-    assert error is not None  # a ticket in `failed` has one
-    return type(error)(
-        error.message,
-        remedy=error.remedy,
-        rank=error.rank,
-        peer=error.peer,
-        collective=error.collective,
-        step=error.step,
-    )

@@ -23,8 +23,6 @@ from hetcomm.vendors.base import Vendor, VendorCommunicator
 
 __all__ = ["Parts", "wire"]
 
-_CONTEXTS = 3  # the communicator's own, and one each for the home and the border group of a `ucx` cluster
-
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -80,6 +78,8 @@ class Parts:
         self.mailbox.close(1.0)
         for executor in self.executors:
             executor.close()
+        if self.agreement.clean:  # no message of it is left anywhere
+            self.job.contexts.give_back(self.context)
 
 
 def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) -> Parts:
@@ -89,11 +89,11 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         VendorError: On every rank, if a vendor's communicator could not be made on any.
         UsageError: On every rank, if one has used up its contexts.
     """
-    context = 0
+    context = serial = 0
     failure: HetcommError | None = None
-    proposals = group.all_gather(str(job.contexts.proposal).encode())
+    proposals = group.all_gather(job.contexts.proposal)
     try:
-        context = job.contexts.take(max(map(int, proposals)), _CONTEXTS)
+        context, serial = job.contexts.take(proposals)
     except HetcommError as error:
         failure = error
     exchange(group, b"", failure, "making a communicator")
@@ -124,7 +124,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.abort()
             communicator.close()
         raise
-    mailbox = Mailbox(job.transport, peers, group.rank, context)
+    mailbox = Mailbox(job.transport, peers, group.rank, context, serial)
     ledger = ucp.Ledger()
     return Parts(
         job,
