@@ -114,9 +114,7 @@ class Frame:
         except ValueError as error:  # UnicodeDecodeError is one
             _refuse(str(error))
         ranks = frozenset(rank for first, more in spans for rank in range(first, first + more + 1))
-        return cls(
-            subject, source, call, flag, fingerprint, text, ranks, None if origin < 0 else origin, number
-        )
+        return cls(subject, source, call, flag, fingerprint, text, ranks, None if origin < 0 else origin, number)
 
 
 def _spans(ranks: Iterable[int]) -> list[tuple[int, int]]:

@@ -128,7 +128,7 @@ class Contexts:
 def contexts_on(worker: int) -> Contexts:
     """The contexts of this process on the UCP worker at address `worker`, which outlives the communicators on it.
 
-    What the last `hetcomm.init` on it did not give back stays taken, so that a message left over from then meets nobody.
+    What the last `hetcomm.init` on it did not give back stays taken, so that a message left over meets nobody.
     """
     return _adopted.setdefault(worker, Contexts())
 

@@ -233,4 +233,3 @@ class UnderWay:
             remedy="Close it and make a new one.",
             rank=self.rank,
         )
-

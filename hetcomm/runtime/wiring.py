@@ -138,5 +138,5 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         mailbox,
         ledger,
         Agreement(job.pump, mailbox, ledger),
-        Plans(topology, group.rank, executor, vendors, job.calibration, on(topology, job.rules)),
+        Plans(topology, group.rank, executor, vendors, job.calibration, on(topology, job.config.inline_bytes)),
     )
