@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
@@ -274,10 +274,13 @@ class Agreement:
         frame = Frame(Subject.GONE, self._rank, call, text=why, ranks=frozenset(blamed), origin=origin)
         self._mailbox.send(frame, self._mailbox.others())
 
-    def close(self, seconds: float, outstanding: int = 0) -> bool:
+    def close(self, seconds: float, outstanding: int, ended: Callable[[], Collection[int]]) -> bool:
         """Wait until every rank has called this; False if one left otherwise or `seconds` passed.
 
-        `outstanding` is how many messages this rank has sent, less those that it has received.
+        Args:
+            seconds: How long this may take.
+            outstanding: How many messages this rank has sent, less those that it has received.
+            ended: Which ranks have died; asked now and then.
         """
         if self._nranks == 1:
             self.clean = outstanding == 0
@@ -289,11 +292,19 @@ class Agreement:
         else:
             self._mailbox.send(frame, (0,))
 
+        look_at = time.monotonic() + _FIRST_NOTE
+        died = False
+
         def over() -> bool:
             self.poll()
-            return self._closed or bool(self._gone)
+            return self._closed or bool(self._gone) or died
 
-        return wait(self._moving, over, time.monotonic() + seconds) and self._closed
+        def look(now: float) -> None:
+            nonlocal look_at, died
+            if now >= look_at:
+                look_at, died = now + _FIRST_NOTE, bool(ended())
+
+        return wait(self._moving, over, time.monotonic() + seconds, look) and self._closed
 
     # ---- what frames do
 

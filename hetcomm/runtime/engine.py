@@ -364,6 +364,7 @@ class Engine(UnderWay):
         """Look at what the others say, and tell them what this rank waits in, if it does so for long."""
         self._poll()
         self.agreement.remind(now)
+        self.watch(now)
 
     # ---- for the pump
 
@@ -530,7 +531,7 @@ class Engine(UnderWay):
                 self.agreement.broken is None
                 and wait(self._pump, self._idle, deadline, self.look)
                 and self.agreement.broken is None
-                and self.agreement.close(max(0.0, deadline - time.monotonic()), outstanding())
+                and self.agreement.close(max(0.0, deadline - time.monotonic()), outstanding(), self._ended)
             ):
                 self._drain()
             else:

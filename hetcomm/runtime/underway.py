@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["UnderWay"]
 
+_WATCH_EVERY = 0.05  # seconds
+
 
 class UnderWay:
     """The works of one rank of one communicator.
@@ -49,6 +51,8 @@ class UnderWay:
         self._closed = False
         self.unraised: Exception | None = None
         self._halted = False  # broken, or about to be: nothing moves any more
+        self._watch_at = 0.0
+        self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
 
     def check_usable(self) -> None:
         """Refuse any call on a communicator that is closed or broken.
@@ -131,32 +135,68 @@ class UnderWay:
         better = error
         if isinstance(error, HetcommError):
             cause = error if work.ticket is None else self.agreement.diagnose(work.ticket, error)
-            better = self._blame(cause if cause is error else cause.again())
+            better = self._blame(self._in_own_numbers(error) if cause is error else cause.again())
+            if work.ticket is not None and better.collective is None:
+                better = better.again(collective=work.ticket.call)
             if better is not error:
                 better.__cause__ = error
         self._break(better, work)
+
+    def _ended(self) -> frozenset[int]:
+        """The ranks whose processes are known to have ended, or that cannot be reached any more."""
+        failed = self._parts.job.transport.failed_peers()
+        if not failed:
+            return failed
+        return frozenset(rank for rank, peer in enumerate(self._parts.peers) if peer in failed and rank != self.rank)
+
+    def _end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
+        """The error of calls that need ranks which have ended."""
+        return PeerFailureError(
+            f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended: {what}",
+            rank=self.rank,
+            ranks=ended,
+            origin=self.rank,
+            collective=None if error is None else error.collective,
+            step=None if error is None else error.step,
+            remedy="Close this communicator; look at the output of those ranks for why they ended.",
+        )
 
     def _blame(self, error: HetcommError) -> HetcommError:
         """What to raise for an error that a rank which has ended may have caused: one that names it.
 
         A vendor's library says at best that a connection ended, and a rank that leaves names those that it knows of.
         """
-        peers, failed = self._parts.peers, self._parts.job.transport.failed_peers()
-        if not failed or not isinstance(error, (VendorError, PeerFailureError)):
+        if not isinstance(error, (VendorError, PeerFailureError)):
             return error
-        ended = {rank for rank, peer in enumerate(peers) if peer in failed and rank != self.rank}
+        ended = self._ended()
         if not ended or (isinstance(error, PeerFailureError) and error.ranks & ended):
             return error
-        names = f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended"
-        return PeerFailureError(
-            f"{names}: {error.message}",
-            rank=self.rank,
-            ranks=ended,
-            origin=self.rank,
-            collective=error.collective,
-            step=error.step,
-            remedy="Close this communicator; look at the output of those ranks for why they ended.",
-        )
+        return self._end_of(ended, error.message, error)
+
+    def _in_own_numbers(self, error: HetcommError) -> HetcommError:
+        """An error of the transport, which numbers the ranks of the job, in terms of this communicator's ranks."""
+        if not isinstance(error, TransportError) or error.rank is not None:
+            return error
+        own = {peer: rank for rank, peer in enumerate(self._parts.peers)}
+        ranks = {own[peer] for peer in error.ranks if peer in own}
+        message = error.message
+        if ranks != error.ranks:
+            message = f"{message} (rank {numbers(error.ranks)} of the job is rank {numbers(ranks)} here)"
+        return error.again(message=message, rank=self.rank, ranks=ranks)
+
+    def watch(self, now: float) -> None:
+        """Let a collective fail that waits, a little after a rank of the communicator has ended.
+
+        What has arrived from it is taken first: the call may not need it any more.
+        """
+        if now < self._watch_at:
+            return
+        self._watch_at = now + _WATCH_EVERY
+        ended, known = self._ended(), self._known_ended
+        self._known_ended = ended
+        work = next((work for work in self._works() if not isinstance(work, MessageWork)), None)
+        if ended & known and work is not None and not self._halted:
+            self._fail(work, self._end_of(ended, f"{work.name} needs it"))
 
     def _interrupted(self, work: Work, error: BaseException) -> None:
         """The wait for a work was interrupted: a message is taken back, a collective is the end."""
