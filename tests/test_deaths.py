@@ -1,4 +1,4 @@
-"""A rank that is killed is named by every survivor, soon, whoever noticed it first and whatever library was in the way."""
+"""A rank that is killed is named by every survivor, soon, whoever noticed it first and whatever library was in use."""
 
 from __future__ import annotations
 

@@ -103,6 +103,9 @@ class _NoRunner:
         """Refuse."""
         raise UsageError("only the vendor 'ucx' runs programs")
 
+    def abort(self) -> None:
+        """Nothing is under way."""
+
 
 class Ucx:
     """A UCX worker that is connected to the two neighbours; collective to make.

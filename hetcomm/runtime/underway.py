@@ -7,6 +7,7 @@ by misuse is so on all ranks, which know it from the agreement; of anything else
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["UnderWay"]
 
+_log = logging.getLogger(__name__)
+
 _WATCH_EVERY = 0.05  # seconds
+_PATIENCE = 1.0  # seconds that libraries get to finish what cannot be taken back from them,
+_PATIENCE_WITH_THE_DEAD = 0.1  # and where that needs a rank which has died
 
 
 class UnderWay:
@@ -237,13 +242,19 @@ class UnderWay:
     def _halt(self) -> None:
         """Stop everything for good, and end all works with an error."""
         self._stop()
-        self._parts.abort()
-        for work in self._works():
-            ticket = work.ticket
-            self.end(work, self.ending(ticket))
-        self.pending.clear()
-        self.unposted.clear()
-        self._background.clear()
+        try:
+            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self._ended() else _PATIENCE)
+            if held:
+                what = f"{', '.join(held)} may still write to the arrays of calls that failed"
+                _log.warning("[rank %d] %s; they are kept alive as long as the process", self.rank, what)
+                self.agreement.broken = f"{self.agreement.broken} ({what})"
+        finally:
+            for work in self._works():
+                ticket = work.ticket
+                self.end(work, self.ending(ticket))
+            self.pending.clear()
+            self.unposted.clear()
+            self._background.clear()
 
     def ending(self, ticket: Ticket | None = None) -> HetcommError:
         """What a work of a communicator that is broken ends with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,11 +66,21 @@ class Parts:
         others = [twin for comm, twin in self.twins.items() if twin is not self.communicators[comm]]
         return [*self.communicators.values(), *others]
 
-    def abort(self) -> None:
-        """Stop everything under way, for good."""
+    def abort(self, seconds: float) -> list[str]:
+        """Stop everything under way, for good.
+
+        Args:
+            seconds: What the vendors' libraries get to let go of users' arrays.
+
+        Returns:
+            Those communicators of theirs that have not.
+        """
         self.abort_executions()
-        for communicator in self.vendor_communicators:
+        communicators = self.vendor_communicators
+        for communicator in communicators:
             communicator.abort()
+        end = time.monotonic() + seconds
+        return [repr(each) for each in communicators if not each.drain(max(0.0, end - time.monotonic()))]
 
     def close(self) -> None:
         """Release what belongs to this communicator alone; collective unless aborted."""

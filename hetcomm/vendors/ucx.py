@@ -66,6 +66,7 @@ class _UcxCommunicator:
         self._rank = rank
         self._nranks = nranks
         self._runner: ProgramRunner | None = runner
+        self._aborted: ProgramRunner | None = None  # with programs that may still be under way
         self._state = "open"
         self._running: list[Operation] = []
         self._crowd = _CROWD  # how many are kept before it is seen which of them are over
@@ -108,8 +109,16 @@ class _UcxCommunicator:
         self._running = [operation for operation in self._running if not operation.test()]
 
     def abort(self) -> None:
-        """Take no more calls; what is under way ends with the runner's transport."""
+        """Take no more calls: see `VendorCommunicator.abort`."""
+        self._aborted = self._runner
         self._end("aborted")
+
+    def drain(self, seconds: float) -> bool:
+        """Cancel the messages of what is under way: see `VendorCommunicator.drain`."""
+        runner, self._aborted = self._aborted, None
+        if runner is not None:
+            runner.abort()
+        return True
 
     def close(self) -> None:
         """Take no more calls; it holds nothing to release."""

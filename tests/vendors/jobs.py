@@ -69,6 +69,9 @@ class _Context:
     ) -> Operation:
         return _Progressed(self._transport, self._executor.start(program, in_memory, out_memory, factor))
 
+    def abort(self) -> None:
+        self._executor.abort()
+
 
 class _Progressed:
     def __init__(self, transport: Any, operation: Operation) -> None:
@@ -84,6 +87,9 @@ class NoRunner:
     """For vendors that bring their own library."""
 
     def start(self, *_: object) -> Operation:
+        raise AssertionError("this vendor needs no runner")
+
+    def abort(self) -> None:
         raise AssertionError("this vendor needs no runner")
 
 
