@@ -155,7 +155,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             )
         self._parts = parts
         self._parent = parent
-        self._children: list[Communicator] = []
+        self._children: dict[Communicator, None] = {}  # those that are open, in the order of their making
         self._rank, self._nranks = parts.group.rank, parts.group.nranks
         self._plans = parts.plans
         self._streams = Streams(parts.job.devices, parts.job.serve, parts.executor.open, self._rank)
@@ -274,7 +274,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             restrict(self.topology, ranks),
         )
         child = Communicator(parts, self, _token=_TOKEN)
-        self._children.append(child)
+        self._children[child] = None
         return child
 
     # ---- schedules of the user's own
@@ -388,8 +388,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     def _settle(self) -> None:
         """Raise what nobody has been told of."""
-        for each in (*self._children, self):
-            each._engine.settle()
+        self._engine.settle()
 
     def __enter__(self) -> Communicator:
         return self
@@ -406,7 +405,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         """Leave without waiting for the others, who are told."""
         if self._closed:
             return
-        for child in self._children:
+        for child in tuple(self._children):
             child._abandon(why)
         with self._engine.lock:
             self._engine.abandon(why)
@@ -415,18 +414,21 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     def _close(self, seconds: float) -> None:
         if self._closed:
             return
-        for child in self._children:
+        for child in tuple(self._children):
             child._close(seconds)
+            self._engine.unraised = self._engine.unraised or child._engine.unraised
         self._closed = True
         leaving.closed(self)
         try:
             with self._engine.lock:
-                self._engine.close(seconds)
+                self._engine.close(seconds, lambda: self._points.outstanding)
         finally:
             with self._engine.lock:
                 self._parts.close()
             if self._parent is None:
                 self._parts.job.close()
+            else:
+                self._parent._children.pop(self, None)
 
 
 _SPLIT = Intent.of("split")

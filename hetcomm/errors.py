@@ -14,6 +14,12 @@ wire, the peer, a vendor or a device, the communicator is unusable and must be c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = [
     "CollectiveMismatchError",
     "CollectiveTimeoutError",
@@ -36,9 +42,16 @@ class HetcommError(Exception):
         message: What happened.
         remedy: What the reader can do about it; appended to the message.
         rank: The rank that raises, in the communicator concerned.
-        peer: The other rank, where there is one.
+        peer: The other rank, where there is one: short for `ranks` of one.
+        ranks: The other ranks it is about: those that have failed, that are missing, or whose call differs.
+        origin: The rank that found out first, where that is known; another rank may have been told by it.
         collective: The number of the call on its communicator, counted from 0.
         step: The step of the program, as text.
+
+    Attributes:
+        message, remedy, rank, origin, collective, step: As given.
+        ranks: As given, as a frozen set.
+        peer: The only one of `ranks`; None if there are none or several.
     """
 
     def __init__(
@@ -48,20 +61,24 @@ class HetcommError(Exception):
         remedy: str | None = None,
         rank: int | None = None,
         peer: int | None = None,
+        ranks: Iterable[int] | None = None,
+        origin: int | None = None,
         collective: int | None = None,
         step: str | None = None,
     ) -> None:
         self.message = message
         self.remedy = remedy
         self.rank = rank
-        self.peer = peer
+        self.ranks = frozenset(ranks if ranks is not None else () if peer is None else (peer,))
+        self.peer = next(iter(self.ranks)) if len(self.ranks) == 1 else None
+        self.origin = origin
         self.collective = collective
         self.step = step
         where = [
             f"{name} {value}"
             for name, value in (
                 ("rank", rank),
-                ("peer", peer),
+                ("peer" if self.peer is not None else "peers", numbers(self.ranks) or None),
                 ("collective", collective),
                 ("step", step),
             )
@@ -71,6 +88,21 @@ class HetcommError(Exception):
         if remedy:
             text = f"{text.rstrip('.')}. {remedy}"
         super().__init__(text)
+
+    def again(self, **changes: Any) -> Self:
+        """The same error as an exception of its own, with some arguments of its constructor changed."""
+        given = {name: getattr(self, name) for name in ("remedy", "rank", "ranks", "origin", "collective", "step")}
+        if "peer" in changes:
+            del given["ranks"]
+        given |= changes
+        return type(self)(given.pop("message", self.message), **given)
+
+
+def numbers(ranks: Iterable[int], most: int = 16) -> str:
+    """Some ranks as text: '0, 3, 4', and not more than `most` of them."""
+    listed = sorted(ranks)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(map(str, listed[:most])) + more
 
 
 class UsageError(HetcommError, ValueError):
@@ -98,7 +130,10 @@ class TransportError(HetcommError):
 
 
 class PeerFailureError(TransportError):
-    """A peer has died or cannot be reached any more; `peer` names it."""
+    """Ranks have died, left or cannot be reached any more; `ranks` names all that are known, and nobody else.
+
+    Who only gave up because of them is not among them. `origin` is the rank that found out first.
+    """
 
 
 class CollectiveTimeoutError(TransportError):

@@ -6,7 +6,9 @@ This file knows no array library: what a `numpy.dtype` or a `torch.dtype` corres
 
 from __future__ import annotations
 
+import difflib
 import enum
+import logging
 import math
 import os
 import sys
@@ -22,6 +24,7 @@ __all__ = [
     "MIN",
     "PROD",
     "SUM",
+    "VARIABLES",
     "ArrayLike",
     "Config",
     "DataType",
@@ -31,6 +34,7 @@ __all__ = [
     "PremulSum",
     "ReduceKind",
     "ReduceOp",
+    "Variable",
     "identity",
     "premul_sum",
 ]
@@ -195,6 +199,63 @@ ArrayLike = Any
 
 
 @dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable of the environment.
+
+    Attributes:
+        name: The variable.
+        setting: The attribute of `Config` that it sets.
+        unset: What holds where it is unset or empty.
+        meaning: What it says.
+    """
+
+    name: str
+    setting: str
+    unset: str
+    meaning: str
+
+
+VARIABLES = (
+    Variable("HETCOMM_VENDOR", "vendor", "detected", "the vendor of this rank"),
+    Variable("HETCOMM_CLUSTER", "cluster", "none", "what tells clusters of one vendor apart"),
+    Variable("HETCOMM_TOPOLOGY", "topology", "detected", "path of a topology file, the same on all ranks"),
+    Variable("HETCOMM_UCX_HOME", "ucx_home", "the wheel, or the system's", "prefix of the UCX to load"),
+    Variable("HETCOMM_TIMEOUT", "timeout", "300", "seconds that any wait may take"),
+    Variable("HETCOMM_BOOTSTRAP", "bootstrap", "detected", "how the ranks find one another: `mpi` or `single`"),
+    Variable(
+        "HETCOMM_CALIBRATION", "calibration", "none", "path of a calibration, by which plans are chosen, on rank 0"
+    ),
+    Variable(
+        "HETCOMM_INLINE_BYTES",
+        "inline_bytes",
+        "4194304; on one host no limit",
+        "bytes of a vector times ranks of a cluster up to which vendor calls are written out as messages, on rank 0",
+    ),
+)
+"""All variables that `Config.from_environ` reads."""
+
+_PREFIX = "HETCOMM_"
+_READ_ELSEWHERE = frozenset(  # by hetcomm's build, tests and benchmarks
+    {"HETCOMM_CUPY_WHEELS", "HETCOMM_GPU_MATRIX_SECONDS", "HETCOMM_LAB", "HETCOMM_ONECCL_HOME"}
+)
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    """Say once of each variable with hetcomm's prefix that nothing reads it, and which one may have been meant."""
+    known = [variable.name for variable in VARIABLES]
+    for name in sorted(environ):
+        if name.startswith(_PREFIX) and name not in known and name not in _READ_ELSEWHERE and name not in _warned:
+            _warned.add(name)
+            near = difflib.get_close_matches(
+                name.removeprefix(_PREFIX), [each.removeprefix(_PREFIX) for each in known], 1
+            )
+            hint = f"did you mean {_PREFIX}{near[0]}?" if near else f"the known ones are {', '.join(known)}."
+            _log.warning("the environment variable %s is not known to hetcomm and has no effect: %s", name, hint)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one process, read once when `hetcomm.init` runs.
 
@@ -223,12 +284,15 @@ class Config:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
-        """The configuration the environment asks for.
+        """The configuration the environment asks for; `VARIABLES` lists what it reads.
+
+        A variable whose name begins as these do but is none of them is warned of in the log, once.
 
         Raises:
             UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds, or `HETCOMM_INLINE_BYTES` no number.
         """
         env = os.environ if environ is None else environ
+        _warn_of_unknown(env)
         text = env.get("HETCOMM_TIMEOUT", "300")
         try:
             timeout = float(text)

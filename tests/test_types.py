@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import fields, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -19,6 +21,7 @@ from hetcomm.types import (
     MIN,
     PROD,
     SUM,
+    VARIABLES,
     Config,
     DataType,
     Memory,
@@ -196,3 +199,31 @@ def test_memory_parts() -> None:
     for offset, count in ((-1, 2), (8, 3), (11, 0), (2, -1)):
         with pytest.raises(ValueError, match="lie outside a memory of 10"):
             whole.part(offset, count)
+
+
+def test_a_variable_that_nothing_reads_is_warned_of_once_with_the_one_meant(caplog: pytest.LogCaptureFixture) -> None:
+    env = {"HETCOMM_TIMOUT": "3", "HETCOMM_XYZZY": "", "HETCOMM_LAB": "hosts.sh", "HETCOMMON": "1", "PATH": "/"}
+    assert Config.from_environ(env) == Config()
+    assert Config.from_environ(env) == Config()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == (
+        "the environment variable HETCOMM_TIMOUT is not known to hetcomm and has no effect: did you mean "
+        "HETCOMM_TIMEOUT?"
+    )
+    assert second.startswith("the environment variable HETCOMM_XYZZY is not known")
+    assert all(variable.name in second for variable in VARIABLES)
+
+
+def test_every_setting_has_its_variable_and_is_read_from_it() -> None:
+    assert sorted(variable.setting for variable in VARIABLES) == sorted(each.name for each in fields(Config))
+    for variable in VARIABLES:
+        value = "7" if variable.setting in ("timeout", "inline_bytes") else "something"
+        found = Config.from_environ({variable.name: value})
+        assert str(getattr(found, variable.setting)).removesuffix(".0") == value
+        assert replace(found, **{variable.setting: getattr(Config(), variable.setting)}) == Config()
+
+
+def test_the_reference_lists_every_variable() -> None:
+    rows = [f"| `{each.name}` | {each.meaning} | {each.unset} |" for each in VARIABLES]
+    table = "\n".join(["| variable | meaning | where it is unset |", "| --- | --- | --- |", *rows])
+    assert table in (Path(__file__).parent.parent / "docs" / "reference.md").read_text()

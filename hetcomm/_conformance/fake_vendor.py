@@ -210,6 +210,10 @@ class FakeStreamCommunicator(StreamsOnly):
             self._group.leave(call)
         self._device.notify()
 
+    def drain(self, seconds: float) -> bool:
+        """Nothing is written after an abort."""
+        return True
+
     def close(self) -> None:
         """Give up what is queued."""
         self.abort()

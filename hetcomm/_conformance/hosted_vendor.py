@@ -62,6 +62,10 @@ class _HostedCommunicator(StreamsOnly):
             call.over = True
         self._device.notify()
 
+    def drain(self, seconds: float) -> bool:
+        """As the vendor behind it."""
+        return self._inner.drain(seconds)
+
     def close(self) -> None:
         """Release the communicator behind it."""
         self._inner.close()

@@ -14,7 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy
@@ -30,6 +30,8 @@ __all__ = ["check_vendor"]
 _E = TypeVar("_E", bound=enum.Enum)
 
 _DEADLINE = 60.0  # seconds for any one operation
+_LONG = 200_000  # elements of what is under way when it is aborted
+_AFTER = 0.2  # seconds in which nothing may be written any more
 _GUARD = 8  # elements on either side of every array
 _GUARD_BYTE = 0xA5
 _ONE_BY_ONE = (DataType.INT8, DataType.FLOAT32)  # collectives of the other dtypes are under way together
@@ -151,6 +153,10 @@ class _Buffers:
         offset = self.collective.out_offset(self.rank)
         return self.out_array[offset : offset + count]
 
+    def contents(self) -> list[bytes]:
+        """All of these arrays as they are now."""
+        return [whole.tobytes() for whole in self.guarded]
+
     def check_untouched(self) -> None:
         """The guards and the input are as they were."""
         for whole in self.guarded:
@@ -221,8 +227,24 @@ class _Suite:
         self._group.barrier()
 
     def aborting(self, communicator: VendorCommunicator) -> None:
-        """An aborted communicator refuses everything but `close`."""
+        """An aborted communicator refuses everything but `drain` and `close`.
+
+        What all ranks had begun ends, and nothing touches its memory any more when `drain` says so.
+        """
+        kinds = {collective.kind: collective for collective in self._sample(communicator.nranks)}
+        begun = [self._prepare(replace(collective, count=_LONG), False)[0] for collective in kinds.values()]
+        for buffers in begun:
+            buffers.start(communicator)
+        self._group.barrier()
         communicator.abort()
+        assert communicator.drain(_DEADLINE), "it keeps the memory of what all ranks have begun and aborted"
+        before = [buffers.contents() for buffers in begun]
+        self._group.barrier()
+        time.sleep(_AFTER)
+        for buffers, contents in zip(begun, before, strict=True):
+            assert buffers.contents() == contents, f"{_case(buffers.collective)}: wrote after drain"
+        communicator.abort()
+        assert communicator.drain(0.0)
         for collective in self._sample(communicator.nranks)[:1]:
             self._refuses(communicator, collective, "it is aborted")
         communicator.close()

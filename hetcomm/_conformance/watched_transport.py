@@ -94,6 +94,10 @@ class WatchedTransport:
         """Move messages along without waiting."""
         return bool(self.inner.progress())
 
+    def failed_peers(self) -> frozenset[int]:
+        """The peers that are known to have failed."""
+        return frozenset(self.inner.failed_peers())
+
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
         """Progress until something has happened, `rouse` is called, or `seconds` have passed."""
         return bool(self.inner.watch(seconds, query, events))

@@ -646,6 +646,22 @@ cdef class Worker:
         self._busy = False
         return moved != 0
 
+    def failed_peers(self):
+        """The numbers of the peers that are known to have failed; looks now which processes of this machine have ended.
+        """
+        cdef Peer peer
+        self._enter()
+        try:
+            self._engine.patrol()
+        finally:
+            self._busy = False
+        failed = set()
+        for number, item in self._engine.peers.items():
+            peer = <Peer>item
+            if peer.link.failed != UCS_OK:
+                failed.add(number)
+        return frozenset(failed)
+
     def watch(self, double seconds, size_t query=0, object events=()):
         """Progress until something has happened, `rouse` is called, or `seconds` have passed; whether something has.
 

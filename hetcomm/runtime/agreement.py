@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
@@ -34,6 +35,7 @@ from hetcomm.errors import (
     TransportError,
     UsageError,
     VendorError,
+    numbers,
 )
 from hetcomm.runtime import tags
 from hetcomm.runtime.control import Frame, Mailbox, Subject
@@ -108,6 +110,7 @@ class Agreement:
     Attributes:
         broken: Why no further call is possible, or None.
         cause: The misuse that broke it, if it was one.
+        clean: Whether `close` has found that every message sent to any rank was received.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
@@ -115,6 +118,7 @@ class Agreement:
     def __init__(self, moving: Progress, mailbox: Mailbox, ledger: ucp.Ledger) -> None:
         self.broken: str | None = None
         self.cause: HetcommError | None = None
+        self.clean = False
         self.failed: list[Ticket] = []
         self._mailbox = mailbox
         self._moving = moving
@@ -289,33 +293,49 @@ class Agreement:
 
     # ---- leaving
 
-    def leave(self, why: str) -> None:
+    def leave(self, why: str, blamed: Iterable[int] = (), origin: int | None = None) -> None:
         """Tell the others that this rank takes part in nothing more, its oldest open call included.
 
-        Telling it again does nothing.
+        Telling it again does nothing. `blamed` are the ranks because of which, as `origin` found out first.
         """
         if self._gone_out:
             return
         self._leaving = self._gone_out = True
         call = next(iter(self._open), self._ledger.next_call)
-        self._mailbox.send(Frame(Subject.GONE, self._rank, call, text=why), self._mailbox.others())
+        frame = Frame(Subject.GONE, self._rank, call, text=why, ranks=frozenset(blamed), origin=origin)
+        self._mailbox.send(frame, self._mailbox.others())
 
-    def close(self, seconds: float) -> bool:
-        """Wait until every rank has called this; False if one left otherwise or `seconds` passed."""
+    def close(self, seconds: float, outstanding: int, ended: Callable[[], Collection[int]]) -> bool:
+        """Wait until every rank has called this; False if one left otherwise or `seconds` passed.
+
+        Args:
+            seconds: How long this may take.
+            outstanding: How many messages this rank has sent, less those that it has received.
+            ended: Which ranks have died; asked now and then.
+        """
         if self._nranks == 1:
+            self.clean = outstanding == 0
             return True
         self._leaving = True
-        frame = Frame(Subject.CLOSING, self._rank, self._ledger.next_call, text="closed it")
+        frame = Frame(Subject.CLOSING, self._rank, self._ledger.next_call, text="closed it", number=outstanding)
         if self._rank == 0:
             self._record(frame)
         else:
             self._mailbox.send(frame, (0,))
 
+        look_at = time.monotonic() + _FIRST_NOTE
+        died = False
+
         def over() -> bool:
             self.poll()
-            return self._closed or bool(self._gone)
+            return self._closed or bool(self._gone) or died
 
-        return wait(self._moving, over, time.monotonic() + seconds) and self._closed
+        def look(now: float) -> None:
+            nonlocal look_at, died
+            if now >= look_at:
+                look_at, died = now + _FIRST_NOTE, bool(ended())
+
+        return wait(self._moving, over, time.monotonic() + seconds, look) and self._closed
 
     # ---- what frames do
 
@@ -349,11 +369,12 @@ class Agreement:
                 self._closing[frame.source] = frame
                 if len(self._closing) == self._nranks:
                     self._closed = True
-                    self._mailbox.send(
-                        Frame(Subject.CLOSED, self._rank, self._ledger.next_call), self._mailbox.others()
-                    )
+                    self.clean = sum(each.number for each in self._closing.values()) == 0
+                    answer = Frame(Subject.CLOSED, self._rank, self._ledger.next_call, int(self.clean))
+                    self._mailbox.send(answer, self._mailbox.others())
             case Subject.CLOSED:
                 self._closed = True
+                self.clean = bool(frame.flag)
         self._ledger.alarm = True
 
     def _check(self) -> None:
@@ -435,11 +456,19 @@ class Agreement:
         self._fail(call, error)
 
     def _fail_deserted(self, ticket: Ticket, frame: Frame) -> None:
-        """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike."""
+        """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike.
+
+        It may have left because of others: then these are named, all that any rank has told of.
+        """
+        blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
+        what = f"rank {frame.source} has left the communicator before it did call {ticket.call}: it {frame.text}"
+        if blamed and frame.source not in blamed:
+            what = f"rank {numbers(blamed)} failed: {what}"
         ticket.error = PeerFailureError(
-            f"rank {frame.source} has left the communicator before it did call {ticket.call}: it {frame.text}",
+            what,
             rank=self._rank,
-            peer=frame.source,
+            ranks=blamed or {frame.source},
+            origin=frame.source if frame.origin is None else frame.origin,
             collective=ticket.call,
             remedy="Close this communicator. All ranks must make the same calls.",
         )

@@ -20,7 +20,7 @@ from hetcomm.types import Config
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Group
 
-__all__ = ["Statement", "build_topology", "choose_vendor", "exchange", "host", "restrict"]
+__all__ = ["Statement", "build_topology", "check_hosts", "choose_vendor", "exchange", "host", "restrict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,52 @@ def host() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     suffix = f":{boot_id.read_text()[:8]}" if boot_id.exists() else ""
     return socket.gethostname() + suffix
+
+
+def check_hosts(topology: Topology, hosts: Sequence[str], rank: int) -> None:
+    """Refuse a topology that puts ranks on other hosts than they are on; hosts that it does not name are not checked.
+
+    Args:
+        topology: As given.
+        hosts: Of each rank, as `host` tells it.
+        rank: This process's.
+
+    Raises:
+        TopologyError: A rank is on a host of another name, or two ranks share a host in one and not in the other.
+    """
+    places = [zip(cluster.ranks, cluster.hosts, strict=False) for cluster in topology.clusters]
+    stated = {each: name for place in places for each, name in place if name}
+    by_name: dict[str, int] = {}
+    by_host: dict[str, int] = {}
+    for each, name in sorted(stated.items()):
+        if not _is_called(hosts[each], name):
+            raise TopologyError(
+                f"the topology puts rank {each} on host {name!r}, but it runs on {_plain(hosts[each])!r}",
+                remedy="Correct its hosts, leave them out, or start the ranks where it says.",
+                rank=rank,
+                peer=each,
+            )
+        of_name, of_host = by_name.setdefault(name, each), by_host.setdefault(hosts[each], each)
+        if of_name != of_host:
+            other = of_host if hosts[of_name] == hosts[each] else of_name
+            raise TopologyError(
+                f"the topology puts ranks {other} and {each} on hosts {stated[other]!r} and {name!r}, but they run on "
+                f"{hosts[other]!r} and {hosts[each]!r}",
+                remedy="Correct its hosts, or leave them out.",
+                rank=rank,
+                ranks=(other, each),
+            )
+
+
+def _plain(name: str) -> str:
+    """The name of a host without what `host` adds."""
+    return name.partition(":")[0]
+
+
+def _is_called(actual: str, stated: str) -> bool:
+    """Whether a host may be called so: with or without its domain."""
+    name, other = _plain(actual), _plain(stated)
+    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
 
 
 def choose_vendor(config: Config, *, over_mpi: bool, from_topology: str | None = None) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -396,6 +396,7 @@ class Engine(UnderWay):
         overdue = self.agreement.remind(now)
         if overdue is not None:
             self._look_for_contradiction(overdue)
+        self.watch(now)
 
     def _look_for_contradiction(self, call: int) -> None:
         """See whether what has come for a call is of another plan: a rank that makes it may not look at its mailbox."""
@@ -549,10 +550,10 @@ class Engine(UnderWay):
 
     # ---- the end
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float, outstanding: Callable[[], int] = lambda: 0) -> None:
         """Wait until all works are over and all ranks have called this, if the communicator is not broken by then.
 
-        Messages that still move then have as long as they move.
+        Messages that still move then have as long as they move. `outstanding` is as for `Agreement.close`.
         """
         self.unusable = self.ledger.is_slow = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
@@ -562,7 +563,7 @@ class Engine(UnderWay):
                 self.agreement.broken is None
                 and wait(self._pump, self._is_idle, deadline, self._idle_turn)
                 and self.agreement.broken is None
-                and self.agreement.close(max(0.0, deadline - time.monotonic()))
+                and self.agreement.close(max(0.0, deadline - time.monotonic()), outstanding(), self._ended)
             ):
                 self._drain()
             else:

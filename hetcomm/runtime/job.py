@@ -22,7 +22,6 @@ from hetcomm.runtime.tags import Contexts, contexts_on
 from hetcomm.runtime.waiting import Pump, process_pump
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
-from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.transport.base import Transport
 from hetcomm.types import Config
 
@@ -41,14 +40,13 @@ class Job:
     """One process's part of a job.
 
     Attributes:
-        config: Its settings.
+        config: Its settings; `inline_bytes` is that of rank 0.
         transport: Connected to every rank under its number.
         group: All ranks.
         topology: Of all ranks.
         contexts: See `hetcomm.runtime.tags`.
         pump: That of the process, which moves this job with all others.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
-        rules: By which they are chosen otherwise, the same on all ranks.
         devices: Those that arrays have been on so far.
     """
 
@@ -59,7 +57,6 @@ class Job:
     contexts: Contexts
     pump: Pump
     calibration: Calibration | None = None
-    rules: Tuning = RULES
     devices: Devices = field(default_factory=Devices)
     _thread: ProgressThread | None = None
 
@@ -111,12 +108,14 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
         answers = detect.exchange(group, statement.pack(), failure, "hetcomm.init")
         statements = [detect.Statement.unpack(answer) for answer in answers]
         _check_topologies(statements, group.rank)
+        if given is not None:
+            detect.check_hosts(given, [said.host for said in statements], group.rank)
         assert transport is not None  # or `exchange` would have raised the failure
         for peer, said in enumerate(statements):
             transport.connect(peer, said.address)
         _greet(transport, statements, group, config)
         found = given if given is not None else detect.build_topology(statements)
-        calibration, rules = _agree_on_plans(config, group)
+        calibration, inline_bytes = _agree_on_plans(config, group)
     except BaseException:
         if transport is not None:
             transport.close()
@@ -126,7 +125,8 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
     transport.gate = pump.lock
     transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
-    return Job(config, transport, group, found, contexts, pump, calibration, rules)
+    config = replace(config, inline_bytes=inline_bytes)
+    return Job(config, transport, group, found, contexts, pump, calibration)
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
@@ -149,8 +149,8 @@ def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
         )
 
 
-def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None, Tuning]:
-    """The calibration that rank 0 names and the rules that it sets, on every rank.
+def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None, int | None]:
+    """The calibration that rank 0 names and what it says of `inline_bytes`, on every rank.
 
     Raises:
         UsageError: On every rank, if rank 0 cannot read the calibration.
@@ -164,8 +164,7 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
         except HetcommError as error:
             failure = error
     found, inline_bytes = json.loads(detect.exchange(group, said, failure, "reading the calibration")[0])
-    rules = RULES if inline_bytes is None else replace(RULES, inline_bytes=inline_bytes)
-    return None if found is None else Calibration.from_json(found), rules
+    return None if found is None else Calibration.from_json(found), inline_bytes
 
 
 def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:

@@ -26,6 +26,7 @@ class PointToPoint:
 
     Attributes:
         sent_between_clusters: Bytes this rank has sent to ranks of other clusters.
+        outstanding: Messages that it has sent or tried to, less those that it has received.
         transport: Carries them.
     """
 
@@ -38,7 +39,7 @@ class PointToPoint:
         timeout: float,
         topology: Topology,
     ) -> None:
-        self.sent_between_clusters = 0
+        self.sent_between_clusters = self.outstanding = 0
         self.transport = transport
         self._peers = tuple(peers)
         self._rank, self._nranks = rank, len(self._peers)
@@ -68,11 +69,14 @@ class PointToPoint:
         if route is None or type(tag) is not int or not 0 <= tag <= _MAX_TAG:
             return False
         outcome = self._quick.quick_send(array, route[0], self._send_tag | tag)
+        if outcome is NotImplemented:
+            return False
+        self.outstanding += 1
         if outcome is None:
             if route[2]:
                 self.sent_between_clusters += array.nbytes
             return True
-        return outcome is not NotImplemented and [(self._message(array, peer, tag, is_send=True), outcome)]
+        return [(self._message(array, peer, tag, is_send=True), outcome)]
 
     def try_recv(self, array: Any, peer: Any, tag: Any) -> bool | Sequence[tuple[Message, Request]]:
         """Receive into a NumPy array the short way; returns what `try_send` does."""
@@ -83,6 +87,7 @@ class PointToPoint:
             return False
         outcome = self._quick.quick_recv(array, route[0], route[1] | tag)
         if type(outcome) is int:
+            self.outstanding -= 1
             if outcome != array.nbytes:
                 self._refuse_length(outcome, array.nbytes, peer)
             return True
@@ -107,6 +112,7 @@ class PointToPoint:
         if outcome is NotImplemented:
             return False
         if type(outcome) is tuple:
+            self.outstanding += 1
             messages = (
                 self._message(out_array, source, tag, is_send=False),
                 self._message(in_array, peer, tag, is_send=True),
@@ -160,6 +166,7 @@ class PointToPoint:
         """Start a message; errors are the transport's own, see `explain`."""
         memory, peer = message.memory, message.peer
         if message.is_send:
+            self.outstanding += 1
             return self.transport.send(memory.address, memory.nbytes, self._peers[peer], self._send_tag | message.tag)
         return self.transport.recv(
             memory.address, memory.nbytes, self._peers[peer], self._recv_tags[peer] | message.tag
@@ -173,7 +180,9 @@ class PointToPoint:
         """
         if message.is_send:
             self.sent_between_clusters += message.memory.nbytes if self._foreign[message.peer] else 0
-        elif request.nbytes != message.memory.nbytes:
+            return
+        self.outstanding -= 1
+        if request.nbytes != message.memory.nbytes:
             self._refuse_length(request.nbytes, message.memory.nbytes, message.peer)
 
     def concerns(self, error: HetcommError, peer: int) -> bool:

@@ -13,25 +13,34 @@ bits     meaning
 
 =======  ==================================================================
 47 - 44  9: point-to-point, 10: control, 11: the transport's own. Then
-43 - 24  source: the sender's rank within the context (0 for control)
-23 - 0   point-to-point: the user's tag; control: 0
+43 - 24  point-to-point: source, the sender's rank within the context
+23 - 0   and the user's tag
+43 - 0   control: the communicator's serial number
 =======  ==================================================================
 
 A transport matches tags only, so the sender is part of them. Control messages leave the sender out and name it
-inside, so that one posted receive takes those of all ranks. A context is used by disjoint groups at most, and
+inside, so that one posted receive takes those of all ranks. A context is used by disjoint groups at most at a time, and
 no process is in two groups of one context, so tags never meet. Eight bits of the number of a run are enough: of one
 communicator at most `WINDOW` runs are under way at once. The check bits (`Ledger.begin`) tell plans apart: ranks
 whose calls differ, now or at any time before, never take each other's messages.
+
+Contexts are used again, by whatever group comes next, once their communicator was closed and all of its messages have
+been received: `Contexts` has the rules. What may still be on its way then is a control message that nobody needs any
+more, hence the serial number, which two communicators of one process never share.
 
 Bit 47 is set in all of them: the tags without it belong to whoever shares a UCP worker with hetcomm.
 """
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
+
 from hetcomm.errors import UsageError
 
 __all__ = [
     "MAX_CHANNEL",
+    "MAX_COMMUNICATORS",
     "MAX_CONTEXT",
     "MAX_PLANS",
     "MAX_RANKS",
@@ -47,6 +56,7 @@ __all__ = [
 ]
 
 MAX_CONTEXT = (1 << 16) - 1
+MAX_COMMUNICATORS = MAX_CONTEXT + 1
 MAX_RANKS = 1 << 17
 MAX_CHANNEL = (1 << 8) - 3
 TOKENS = MAX_CHANNEL + 1
@@ -60,6 +70,9 @@ WINDOW = 1 << 7
 _COLLECTIVE = 3
 _POINT_TO_POINT = 9
 _CONTROL = 10
+
+_MAX_SERIAL = (1 << 44) - 1
+_SERIAL = struct.Struct("<Q")
 
 
 def collective(context: int, source: int, channel: int = 0) -> int:
@@ -77,44 +90,65 @@ def point_to_point(context: int, source: int, tag: int = 0) -> int:
     return context << 48 | _POINT_TO_POINT << 44 | source << 24 | tag
 
 
-def control(context: int) -> int:
+def control(context: int, serial: int) -> int:
     """The tag of all control messages of a communicator."""
-    return context << 48 | _CONTROL << 44
+    return context << 48 | _CONTROL << 44 | serial & _MAX_SERIAL
 
 
 class Contexts:
     """Hands out the contexts of one process; those of a group are agreed upon by its ranks.
 
-    Each rank proposes its own next number, the highest is taken by all, and all go on above it.
+    Each rank proposes those that are free on it, and all take the lowest that is free on every rank. A rank gives it
+    back when it knows that no message of it is left anywhere, or never: then the others cannot use it with it either.
     """
 
     def __init__(self) -> None:
-        self._next = 0
+        self._used = 0  # bit i: context i
+        self._serial = 0
+
+    def __len__(self) -> int:
+        """How many communicators have contexts here."""
+        return self._used.bit_count()
 
     @property
-    def proposal(self) -> int:
-        """The lowest context this process can take."""
-        return self._next
+    def proposal(self) -> bytes:
+        """What this process can take, for `take` on all ranks of a group."""
+        return _SERIAL.pack(self._serial) + self._used.to_bytes((self._used.bit_length() + 7) // 8, "little")
 
-    def take(self, agreed: int, count: int = 1) -> int:
-        """Take `count` contexts from `agreed` on, the highest of all proposals.
+    def take(self, proposals: Sequence[bytes]) -> tuple[int, int]:
+        """Take a context for a communicator of the ranks whose proposals these are.
+
+        Returns:
+            The context, and a serial number that none of these ranks has had before.
 
         Raises:
-            UsageError: They have run out.
+            UsageError: There is none that is free on all of them.
         """
-        if agreed + count - 1 > MAX_CONTEXT:
+        used = serial = 0
+        for proposal in proposals:
+            serial = max(serial, *_SERIAL.unpack_from(proposal))
+            used |= int.from_bytes(proposal[_SERIAL.size :], "little")
+        lowest = ~used & (used + 1)
+        number = lowest.bit_length() - 1
+        if number >= MAX_COMMUNICATORS:
             raise UsageError(
-                f"this process has made {agreed} communicators, and {MAX_CONTEXT + 1} is the most there can be",
-                remedy="Split once and keep the communicator instead of splitting again and again.",
+                f"this process has {len(self)} communicators, and {MAX_COMMUNICATORS} is the most its ranks can have",
+                remedy="Close those that are not needed. One that broke, or whose messages were not all received, "
+                "counts even when it is closed.",
             )
-        self._next = agreed + count
-        return agreed
+        self._used |= lowest
+        self._serial = serial + 1
+        return number, serial
+
+    def give_back(self, context: int) -> None:
+        """No message of the communicator of `context` is left on its way to any rank."""
+        self._used &= ~(1 << context)
 
 
 def contexts_on(worker: int) -> Contexts:
     """The contexts of this process on the UCP worker at address `worker`, which outlives the communicators on it.
 
-    They go on where those of the last `hetcomm.init` on it ended, so that a message left over from then meets nobody.
+    What the last `hetcomm.init` on it did not give back stays taken, so that a message left over meets nobody.
     """
     return _adopted.setdefault(worker, Contexts())
 

@@ -7,10 +7,11 @@ by misuse is so on all ranks, which know it from the agreement; of anything else
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError
+from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError, VendorError, numbers
 from hetcomm.runtime.agreement import Ticket
 from hetcomm.runtime.work import MessageWork, Work
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from hetcomm.runtime.wiring import Parts
 
 __all__ = ["UnderWay"]
+
+_log = logging.getLogger(__name__)
+
+_WATCH_EVERY = 0.05  # seconds
+_PATIENCE = 1.0  # seconds that libraries get to finish what cannot be taken back from them,
+_PATIENCE_WITH_THE_DEAD = 0.1  # and where that needs a rank which has died
 
 
 class UnderWay:
@@ -49,6 +56,8 @@ class UnderWay:
         self._closed = False
         self.unraised: Exception | None = None
         self._halted = False  # broken, or about to be: nothing moves any more
+        self._watch_at = 0.0
+        self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
 
     def check_usable(self) -> None:
         """Refuse any call on a communicator that is closed or broken.
@@ -110,12 +119,13 @@ class UnderWay:
         if self.agreement.broken is not None:
             self._halt()
         elif left is not None:
-            self._break(left)
+            self._break(self._blame(left))
         else:
             tickets = set(map(id, failed))
             for work in self._works():
                 if work.ticket is not None and id(work.ticket) in tickets:
-                    self.end(work, _again(work.ticket.error))
+                    assert work.ticket.error is not None  # or it would not be in `failed`
+                    self.end(work, work.ticket.error.again())
 
     def _fail(self, work: Work, error: Exception) -> None:
         """A work has failed: stop everything, see whether misuse is behind it, and give every work its error."""
@@ -127,12 +137,70 @@ class UnderWay:
             return
         self._stop()
         better = error
-        if work.ticket is not None and isinstance(error, HetcommError):
-            found = self.agreement.diagnose(work.ticket, error)
-            if found is not error:
-                better = _again(found)
+        if isinstance(error, HetcommError):
+            cause = error if work.ticket is None else self.agreement.diagnose(work.ticket, error)
+            better = self._blame(self._in_own_numbers(error) if cause is error else cause.again())
+            if work.ticket is not None and better.collective is None:
+                better = better.again(collective=work.ticket.call)
+            if better is not error:
                 better.__cause__ = error
         self._break(better, work)
+
+    def _ended(self) -> frozenset[int]:
+        """The ranks whose processes are known to have ended, or that cannot be reached any more."""
+        failed = self._parts.job.transport.failed_peers()
+        if not failed:
+            return failed
+        return frozenset(rank for rank, peer in enumerate(self._parts.peers) if peer in failed and rank != self.rank)
+
+    def _end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
+        """The error of calls that need ranks which have ended."""
+        return PeerFailureError(
+            f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended: {what}",
+            rank=self.rank,
+            ranks=ended,
+            origin=self.rank,
+            collective=None if error is None else error.collective,
+            step=None if error is None else error.step,
+            remedy="Close this communicator; look at the output of those ranks for why they ended.",
+        )
+
+    def _blame(self, error: HetcommError) -> HetcommError:
+        """What to raise for an error that a rank which has ended may have caused: one that names it.
+
+        A vendor's library says at best that a connection ended, and a rank that leaves names those that it knows of.
+        """
+        if not isinstance(error, (VendorError, PeerFailureError)):
+            return error
+        ended = self._ended()
+        if not ended or (isinstance(error, PeerFailureError) and error.ranks & ended):
+            return error
+        return self._end_of(ended, error.message, error)
+
+    def _in_own_numbers(self, error: HetcommError) -> HetcommError:
+        """An error of the transport, which numbers the ranks of the job, in terms of this communicator's ranks."""
+        if not isinstance(error, TransportError) or error.rank is not None:
+            return error
+        own = {peer: rank for rank, peer in enumerate(self._parts.peers)}
+        ranks = {own[peer] for peer in error.ranks if peer in own}
+        message = error.message
+        if ranks != error.ranks:
+            message = f"{message} (rank {numbers(error.ranks)} of the job is rank {numbers(ranks)} here)"
+        return error.again(message=message, rank=self.rank, ranks=ranks)
+
+    def watch(self, now: float) -> None:
+        """Let a collective fail that waits, a little after a rank of the communicator has ended.
+
+        What has arrived from it is taken first: the call may not need it any more.
+        """
+        if now < self._watch_at:
+            return
+        self._watch_at = now + _WATCH_EVERY
+        ended, known = self._ended(), self._known_ended
+        self._known_ended = ended
+        work = next((work for work in self._works() if not isinstance(work, MessageWork)), None)
+        if ended & known and work is not None and not self._halted:
+            self._fail(work, self._end_of(ended, f"{work.name} needs it"))
 
     def _interrupted(self, work: Work, error: BaseException) -> None:
         """The wait for a work was interrupted: a message is taken back, a collective is the end."""
@@ -161,7 +229,11 @@ class UnderWay:
         if self.agreement.broken is None:
             self.agreement.broken = f"{type(error).__name__}: {error}".removesuffix(": ")
             why = error.message if isinstance(error, HetcommError) else str(error)
-            self.agreement.leave(f"failed with {type(error).__name__}: {why}".removesuffix(": "))
+            text = f"failed with {type(error).__name__}: {why}".removesuffix(": ")
+            if isinstance(error, PeerFailureError):
+                self.agreement.leave(text, error.ranks, error.origin)
+            else:
+                self.agreement.leave(text)
         if work is not None and isinstance(error, Exception):
             self.end(work, error)
         self._halt()
@@ -169,18 +241,24 @@ class UnderWay:
     def _halt(self) -> None:
         """Stop everything for good, and end all works with an error."""
         self._stop()
-        self._parts.abort()
-        for work in self._works():
-            ticket = work.ticket
-            self.end(work, self.ending(ticket))
-        self.pending.clear()
-        self.unposted.clear()
-        self._background.clear()
+        try:
+            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self._ended() else _PATIENCE)
+            if held:
+                what = f"{', '.join(held)} may still write to the arrays of calls that failed"
+                _log.warning("[rank %d] %s; they are kept alive as long as the process", self.rank, what)
+                self.agreement.broken = f"{self.agreement.broken} ({what})"
+        finally:
+            for work in self._works():
+                ticket = work.ticket
+                self.end(work, self.ending(ticket))
+            self.pending.clear()
+            self.unposted.clear()
+            self._background.clear()
 
     def ending(self, ticket: Ticket | None = None) -> HetcommError:
         """What a work of a communicator that is broken ends with."""
         error = (ticket.error if ticket is not None else None) or self.agreement.cause
-        return self._unusable_error() if error is None else _again(error)
+        return self._unusable_error() if error is None else error.again()
 
     def _stop(self) -> None:
         """Nothing touches an array any more when this returns, and nothing is started."""
@@ -204,16 +282,3 @@ class UnderWay:
             remedy="Close it and make a new one.",
             rank=self.rank,
         )
-
-
-def _again(error: HetcommError | None) -> HetcommError:
-    """The same error as an exception of its own: works that share one are waited for apart."""
-    assert error is not None  # a ticket in `failed` has one
-    return type(error)(
-        error.message,
-        remedy=error.remedy,
-        rank=error.rank,
-        peer=error.peer,
-        collective=error.collective,
-        step=error.step,
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -26,6 +27,7 @@ _LONG_SLEEP: Final = 1e-3
 _PATIENCE: Final = 0.01  # of the time waited so far: what a sleep may add to it
 
 _VENDOR_TURNS: Final = 16  # idle turns between two looks at the vendors
+_MOVERS_PER_TURN: Final = 64  # communicators whose vendors one look moves
 
 _sched_yield = os.sched_yield
 
@@ -80,7 +82,7 @@ class Pump:
         self.roused = threading.Event()
         self.query = 0
         self._transports = transports
-        self._movers: tuple[Mover, ...] = ()
+        self._movers: OrderedDict[Mover, None] = OrderedDict()  # whose vendors are moved next comes first
         self._idle_turns = 0
         self._advancing = False
 
@@ -94,13 +96,13 @@ class Pump:
 
     def add(self, mover: Mover) -> None:
         """Keep the vendors of a communicator moving from now on."""
-        self._movers += (mover,)
+        self._movers[mover] = None
         if self.threaded:
             mover.slow_down()
 
     def remove(self, mover: Mover) -> None:
         """It is aborted or closed."""
-        self._movers = tuple(kept for kept in self._movers if kept is not mover)
+        self._movers.pop(mover, None)
         self.rest(mover)
 
     def rouse(self, mover: Mover) -> None:
@@ -169,8 +171,10 @@ class Pump:
         self.progress_vendors()
 
     def progress_vendors(self) -> None:
-        """Move the vendors only."""
-        for mover in self._movers:
+        """Move the vendors only, of some communicators if there are many."""
+        for _ in range(min(len(self._movers), _MOVERS_PER_TURN)):
+            mover = next(iter(self._movers))
+            self._movers.move_to_end(mover)
             mover.progress_vendors()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,11 +52,21 @@ class Parts:
     agreement: Agreement
     plans: Plans
 
-    def abort(self) -> None:
-        """Stop everything under way, for good; nothing writes into users' arrays any more when this returns."""
+    def abort(self, seconds: float) -> list[str]:
+        """Stop everything under way, for good.
+
+        Args:
+            seconds: What the vendors' libraries get to let go of users' arrays.
+
+        Returns:
+            Those communicators of theirs that have not.
+        """
         self.executor.abort()
-        for communicator in self.communicators.values():
+        communicators = list(self.communicators.values())
+        for communicator in communicators:
             communicator.abort()
+        end = time.monotonic() + seconds
+        return [repr(each) for each in communicators if not each.drain(max(0.0, end - time.monotonic()))]
 
     def close(self) -> None:
         """Release what belongs to this communicator alone; collective unless aborted."""
@@ -63,6 +74,8 @@ class Parts:
             communicator.close()
         self.mailbox.close(1.0)
         self.executor.close()
+        if self.agreement.clean:  # no message of it is left anywhere
+            self.job.contexts.give_back(self.context)
 
 
 def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) -> Parts:
@@ -72,11 +85,11 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         VendorError: On every rank, if a vendor's communicator could not be made on any.
         UsageError: On every rank, if one has used up its contexts.
     """
-    context = 0
+    context = serial = 0
     failure: HetcommError | None = None
-    proposals = group.all_gather(str(job.contexts.proposal).encode())
+    proposals = group.all_gather(job.contexts.proposal)
     try:
-        context = job.contexts.take(max(map(int, proposals)))
+        context, serial = job.contexts.take(proposals)
     except HetcommError as error:
         failure = error
     exchange(group, b"", failure, "making a communicator")
@@ -99,7 +112,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             communicator.abort()
             communicator.close()
         raise
-    mailbox = Mailbox(job.transport, peers, group.rank, context)
+    mailbox = Mailbox(job.transport, peers, group.rank, context, serial)
     ledger = ucp.Ledger()
     return Parts(
         job,
@@ -112,5 +125,5 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         mailbox,
         ledger,
         Agreement(job.pump, mailbox, ledger),
-        Plans(topology, group.rank, executor, vendors, job.calibration, on(topology, job.rules)),
+        Plans(topology, group.rank, executor, vendors, job.calibration, on(topology, job.config.inline_bytes)),
     )

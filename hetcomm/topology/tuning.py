@@ -125,16 +125,17 @@ _HOST_VENDORS = frozenset({"gloo", "mpi", "oneccl", "ucx"})
 _CALL_BYTES = 16 << 20  # a chunk where vendors are called on one host
 
 
-def on(topology: Topology, rules: Tuning = RULES) -> Tuning:
+def on(topology: Topology, inline_bytes: int | None = None) -> Tuning:
     """What holds on a topology without a calibration; the same on all ranks, whatever is installed where.
 
-    `rules` are those of the job. If they are others than `RULES`, somebody has said which calls are written out: on one
-    host too it is only those, and the vendors add.
+    Where `inline_bytes` is not None somebody has said which calls are written out: on one host too it is only those,
+    and the vendors add.
     """
+    rules = RULES if inline_bytes is None else replace(RULES, inline_bytes=inline_bytes)
     clusters = topology.clusters
     if len(clusters) == 1 or any(cluster.vendor not in _HOST_VENDORS for cluster in clusters):
         return rules
     hosts = {host for cluster in clusters for host in cluster.hosts}
     if len(hosts) > 1 or not all(cluster.hosts and len(cluster.border) == len(cluster) for cluster in clusters):
-        return ON_HOSTS if rules == RULES else rules
-    return ON_ONE_HOST if rules == RULES else replace(rules, chunk_bytes=_CALL_BYTES, direct_exchange=True)
+        return ON_HOSTS if inline_bytes is None else rules
+    return ON_ONE_HOST if inline_bytes is None else replace(rules, chunk_bytes=_CALL_BYTES, direct_exchange=True)

@@ -163,6 +163,10 @@ class Transport(Protocol):
         """Move messages along without waiting; whether anything happened."""
         ...
 
+    def failed_peers(self) -> frozenset[int]:
+        """The peers that are known to have failed by now; whoever asks need not have messages for them."""
+        ...
+
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
         """Progress until something has happened, another thread calls `rouse`, or `seconds` have passed.
 

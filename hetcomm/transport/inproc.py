@@ -199,6 +199,10 @@ class InprocTransport:
                 self._posted.setdefault(tag, deque()).append(request)
             return request
 
+    def failed_peers(self) -> frozenset[int]:
+        """Those that `InprocNetwork.fail` was called for."""
+        return frozenset(peer for peer, rank in self._peers.items() if rank in self.network.dead)
+
     def progress(self) -> bool:
         """Let what is due arrive; whether anything did."""
         with self.network.changed:

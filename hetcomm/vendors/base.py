@@ -167,7 +167,28 @@ class VendorCommunicator(Protocol):
         ...
 
     def abort(self) -> None:
-        """Give up on whatever is under way; returns at once and never raises. Only `close` may follow."""
+        """Give up on whatever is under way; returns at once and never raises. Only `drain` and `close` may follow.
+
+        What the library was given stays alive, and may still be read and written until `drain` says otherwise.
+        """
+        ...
+
+    def drain(self, seconds: float) -> bool:
+        """After `abort`, make what is under way end, and wait at most `seconds` until it has; whether nothing is left.
+
+        Not collective, and never raises what went wrong; other ranks may see their calls fail, so they are told before
+        why. Where it is False the memory lives as long as the process, but
+        the library may still write to it: no library for host memory can take back a collective. What they do:
+
+        ==========  =============================================================================================
+        `mpi`       Nothing is cancelled: a collective ends when all ranks make their part of it, and those that abort
+                    while it runs do so in `drain`. What has not ended by then moves in later MPI calls only.
+        `oneccl`    The same; it moves in later oneCCL calls only.
+        `gloo`      The connections are shut down, so that calls end with an error at once, on all ranks.
+        `nccl`      The library's own abort ends the kernels.
+        `ucx`       Messages are cancelled by the executor that carries them.
+        ==========  =============================================================================================
+        """
         ...
 
     def close(self) -> None:

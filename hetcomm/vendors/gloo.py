@@ -133,7 +133,11 @@ class _GlooLibrary:
         gloo_wiring.call(self._connection.close, "closing a communicator")
 
     def abandon(self) -> None:
-        """Gloo cannot cancel a collective: it is left to the process."""
+        """Destroying it would wait for what is under way: it is left to the process."""
+
+    def interrupt(self) -> None:
+        """Gloo cannot cancel a collective, but one whose connections end fails."""
+        self._connection.cut()
 
     def _start(
         self, collective: Collective, rank: int, in_memory: Memory | None, out_memory: Memory | None

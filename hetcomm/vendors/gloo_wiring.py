@@ -10,7 +10,10 @@ import ctypes
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+import socket
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -37,6 +40,7 @@ class Connection:
 
     Attributes:
         backend: The object itself.
+        sockets: What it is connected with, as descriptors and inodes; none of connections that are made later.
     """
 
     def __init__(self, group: Group, devices: list[Any]) -> None:
@@ -46,10 +50,12 @@ class Connection:
         options._threads = 1
         options._timeout = _CONNECTING
         self._store = _store_type()(group)
+        before = _sockets()
         self.backend: Any = self._c10d.ProcessGroupGloo(self._store, group.rank, group.nranks, options)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.backend))
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._store))
         self._store.settle()  # with TORCH_GLOO_LAZY_INIT nobody has asked for an address yet
+        self.sockets = _own_sockets(_sockets() - before, group)
 
     def close(self) -> None:
         """Destroy it when all ranks do, so that no connection ends under a call; nothing is under way."""
@@ -59,6 +65,44 @@ class Connection:
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(self.backend))
         self.backend = None
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._store))
+
+    def cut(self) -> None:
+        """Shut the connections down: calls under way end with an error, here and on the ranks at the other ends."""
+        for descriptor, inode in self.sockets:
+            with suppress(OSError):  # it is closed already
+                if os.fstat(descriptor).st_ino == inode:
+                    with _as_socket(descriptor) as connection:
+                        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets() -> set[tuple[int, int]]:
+    """The sockets of this process, as descriptors and inodes."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # such as the descriptor of the listing
+            state = os.stat(int(name))
+            if stat.S_ISSOCK(state.st_mode):
+                found.add((int(name), state.st_ino))
+    return found
+
+
+def _own_sockets(candidates: Iterable[tuple[int, int]], group: Group) -> list[tuple[int, int]]:
+    """Those that lead to another rank of the group, as its end of them shows; collective."""
+    ends: dict[tuple[str, str], tuple[int, int]] = {}
+    for descriptor, inode in candidates:
+        with suppress(OSError), _as_socket(descriptor) as connection:  # it listens, or another thread has closed it
+            if connection.family in (socket.AF_INET, socket.AF_INET6):
+                names = connection.getsockname(), connection.getpeername()
+                here, there = (f"{name[0]}:{name[1]}" for name in names)
+                ends[here, there] = descriptor, inode
+    said = [json.loads(text) for text in group.all_gather(json.dumps(list(ends)).encode())]
+    theirs = {(here, there) for rank, each in enumerate(said) if rank != group.rank for here, there in each}
+    return [socket_ for (here, there), socket_ in ends.items() if (there, here) in theirs]
+
+
+def _as_socket(descriptor: int) -> socket.socket:
+    """The same socket under a descriptor of its own."""
+    return socket.socket(fileno=os.dup(descriptor))
 
 
 def connect(group: Group) -> Connection:

@@ -7,6 +7,8 @@ longer than the library counts, and its memory is kept alive until the library i
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -21,6 +23,9 @@ __all__ = ["HostCommunicator", "Library", "pieces"]
 
 _UNFINISHED: list[object] = []
 """What libraries may still write to after an abort: it must live as long as the process."""
+
+_YIELDING = 5e-3  # seconds of polling before sleeping in between
+_SLEEP = 200e-6
 
 
 class Library(Protocol):
@@ -42,6 +47,10 @@ class Library(Protocol):
 
     def abandon(self) -> None:
         """Forget it without waiting for anything; something may be under way."""
+        ...
+
+    def interrupt(self) -> None:
+        """After `abandon`, make what is under way end soon, if the library can do that; never blocks."""
         ...
 
 
@@ -82,6 +91,8 @@ class HostCommunicator:
         self._library = library
         self._limit = limit
         self._running: set[_Running] = set()
+        self._left: list[_Running] = []  # what an abort has left under way
+        self._abandoned: Library | None = None
         self._state = "open"
 
     @property
@@ -133,8 +144,27 @@ class HostCommunicator:
             self._library.progress()
 
     def abort(self) -> None:
-        """Give up on what is under way, at once; its memory then lives as long as the process. `close` may follow."""
+        """Give up on what is under way, at once: see `VendorCommunicator.abort`."""
         self._fail()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the library has let go of the memory: see `VendorCommunicator.drain`."""
+        left, begun = self._left, time.monotonic()
+        abandoned, self._abandoned = self._abandoned, None
+        if left and abandoned is not None:
+            abandoned.interrupt()
+        while left:
+            left[:] = [running for running in left if not running.has_ended()]
+            waited = time.monotonic() - begun
+            if not left or waited > seconds:
+                break
+            if waited < _YIELDING:
+                os.sched_yield()
+            else:
+                time.sleep(_SLEEP)
+        if not left:
+            _UNFINISHED[:] = [other for other in _UNFINISHED if other is not left]
+        return not left
 
     def close(self) -> None:
         """Release it; collective, unless something is still under way or it was aborted. Again: does nothing."""
@@ -185,12 +215,13 @@ class HostCommunicator:
         if self._state != "open":
             return
         self._state = "aborted"
-        if self._running:
-            _UNFINISHED.append(self._running)
+        self._left = list(self._running)
+        if self._left:
+            _UNFINISHED.append(self._left)
         self._running = set()
-        library, self._library = self._library, None
-        if library is not None:
-            library.abandon()
+        self._abandoned, self._library = self._library, None
+        if self._abandoned is not None:
+            self._abandoned.abandon()
 
     def _error(self, message: str, remedy: str | None = None) -> VendorError:
         return VendorError(f"vendor {self._vendor!r}: {message}", remedy=remedy, rank=self._rank)
@@ -221,6 +252,14 @@ class _Running:
         if self._complete:
             communicator._running.discard(self)
             self._memories = ()
+        return self._complete
+
+    def has_ended(self) -> bool:
+        """Whether the library is done with it, well or not, after an abort."""
+        try:
+            self._complete = self._complete or self._operation.test()
+        except HetcommError:  # its cause has been raised, or was the abort
+            return True
         return self._complete
 
 

@@ -170,6 +170,9 @@ class _MpiLibrary:
     def abandon(self) -> None:
         """MPI cannot cancel a collective, and freeing the communicator may wait for it: it is left to the process."""
 
+    def interrupt(self) -> None:
+        """Nothing can be done: a collective ends when all ranks make their part of it."""
+
     def _start(
         self, collective: Collective, rank: int, in_memory: Memory | None, out_memory: Memory | None
     ) -> Operation:

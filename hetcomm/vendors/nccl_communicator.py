@@ -77,6 +77,7 @@ class NcclCommunicator:
         self._prepared: set[tuple[DataType, ReduceKind | None]] = set()
         self._stream: int | None = None
         self._running: list[_Queued] = []
+        self._left: list[_Queued] = []  # what an abort has left under way
         self._state = "open"
 
     @property
@@ -164,10 +165,19 @@ class NcclCommunicator:
             return
         self._state = "aborted"
         _UNFINISHED.append((self._running, self._detours))
-        self._running = []
+        self._left, self._running = self._running, []
         library, self._library = self._library, None
         if library is not None:
             _abort(library[1])
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until the device has let go of the memory: see `VendorCommunicator.drain`."""
+        end = time.monotonic() + seconds
+        while not all(queued.over() for queued in self._left):
+            if time.monotonic() > end:
+                return False
+            time.sleep(1e-4)
+        return True
 
     def close(self) -> None:
         """Release it; collective, unless something is still under way or it was aborted. Again: does nothing.

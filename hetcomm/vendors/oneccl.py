@@ -195,6 +195,9 @@ class _CclLibrary:
         """Destroying it would wait for the other ranks: it is left to the process."""
         self._comm.abandon()
 
+    def interrupt(self) -> None:
+        """Nothing can be done: a collective ends when all ranks make their part of it."""
+
     def _start(self, collective: Collective, rank: int, in_memory: Memory | None, out_memory: Memory | None) -> Any:
         """The library's event. It sees that a call is in place by the addresses."""
         comm, count = self._comm, collective.count

@@ -55,6 +55,9 @@ class StartedCommunicator:
         for watch in self._watches:
             watch.over()
 
+    def drain(self, seconds: float) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 
@@ -227,6 +230,9 @@ class FakeCommunicatorOf:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def drain(self, seconds: float) -> bool:
+        return True
 
     def close(self) -> None:
         pass

@@ -46,6 +46,9 @@ class FakeCommunicator:
     def abort(self) -> None:
         self.aborted = True
 
+    def drain(self, seconds: float) -> bool:
+        return True
+
     def close(self) -> None:
         pass
 

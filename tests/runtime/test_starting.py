@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pytest
 
 from hetcomm.errors import TopologyError, UsageError, VendorError
 from hetcomm.runtime import tags
 from hetcomm.runtime.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
-from hetcomm.runtime.detect import Statement, build_topology, choose_vendor, exchange, restrict
+from hetcomm.runtime.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
 from hetcomm.runtime.job import settings
 from hetcomm.runtime.launcher import Launcher
 from hetcomm.topology.model import Cluster, Topology, Uplink
@@ -139,9 +140,49 @@ def test_tags_do_not_meet() -> None:
     }
     made |= {tags.control(context) for context in (0, 1, tags.MAX_CONTEXT)}
     assert len(made) == 405 + 27 + 3
+    made |= {tags.control(context, serial) for context in (0, 1, tags.MAX_CONTEXT) for serial in (0, 1, 1 << 40)}
+    assert len(made) == 81 + 27 + 9
     assert all(0 <= tag < 1 << 64 for tag in made)
-    contexts = tags.Contexts()
-    assert contexts.take(5, 3) == 5
-    assert contexts.proposal == 8
-    with pytest.raises(UsageError, match="communicators"):
-        contexts.take(tags.MAX_CONTEXT, 3)
+
+
+def two_hosts(*hosts: str) -> Topology:
+    half = len(hosts) // 2
+    parts = (range(half), range(half, len(hosts)))
+    return Topology(
+        tuple(
+            Cluster(name, "ucx", part, (Uplink(part[0]),), tuple(hosts[rank] for rank in part))
+            for name, part in zip("ab", parts, strict=True)
+        )
+    )
+
+
+RUNNING = ["x:1", "x:1", "y.site.org:2", "y.site.org:2"]
+
+
+def test_a_topology_may_name_the_hosts_of_the_job_or_none() -> None:
+    for hosts in (["x", "x", "y", "y"], ["x.site.org", "x.site.org", "y.site.org", "y.site.org"], RUNNING):
+        check_hosts(two_hosts(*hosts), RUNNING, 0)
+    check_hosts(build_topology([Statement("ucx") for _ in RUNNING]), RUNNING, 0)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "running", "message", "ranks"),
+    [
+        ("xxyz", RUNNING, "puts rank 3 on host 'z', but it runs on 'y.site.org'", {3}),
+        ("axyy", RUNNING, "puts rank 0 on host 'a', but it runs on 'x'", {0}),
+        ("xxxx", ["x:1", "x:1", "x:2", "x:2"], "puts ranks 0 and 2 on hosts 'x' and 'x', but they run on", {0, 2}),
+        (
+            ["x", "x.org", "y", "y"],
+            ["x:1", "x:1", "y:2", "y:2"],
+            "puts ranks 0 and 1 on hosts 'x' and 'x.org', but they run on 'x:1' and 'x:1'",
+            {0, 1},
+        ),
+    ],
+)
+def test_a_topology_of_other_hosts_is_refused(
+    hosts: Sequence[str], running: list[str], message: str, ranks: set[int]
+) -> None:
+    with pytest.raises(TopologyError, match=message) as caught:
+        check_hosts(two_hosts(*hosts), running, 1)
+    assert caught.value.ranks == ranks
+    assert caught.value.rank == 1

@@ -45,12 +45,14 @@ def test_one_host_is_what_shares_memory_and_no_uplink() -> None:
     assert on(Topology(two_clusters().clusters[:1])) is RULES
 
 
-def test_who_says_that_vendors_are_called_gets_them() -> None:
-    said = replace(RULES, inline_bytes=0)
-    assert on(two_clusters(hosts="aabb"), said) is said
-    found = on(two_clusters(), said)
-    assert not found.is_inlined(1, 1)
-    assert not found.local_reduction
+@pytest.mark.parametrize("inline_bytes", [0, RULES.inline_bytes, ON_ONE_HOST.inline_bytes])
+def test_who_says_how_long_inlined_vectors_are_gets_just_that(inline_bytes: int) -> None:
+    over_hosts, on_one_host = on(two_clusters(hosts="aabb"), inline_bytes), on(two_clusters(), inline_bytes)
+    for found in (over_hosts, on_one_host):
+        assert found.inline_bytes == inline_bytes
+        assert not found.local_reduction
+    assert over_hosts == replace(RULES, inline_bytes=inline_bytes)
+    assert on(Topology(two_clusters().clusters[:1]), inline_bytes) == over_hosts
 
 
 def test_a_tuning_that_cannot_be_is_refused() -> None:

@@ -341,7 +341,8 @@ def test_bit_47_is_hetcomms() -> None:
         tags.collective(tags.MAX_CONTEXT, tags.MAX_RANKS - 1, 0xFFFF, tags.MAX_CHANNEL),
         tags.point_to_point(0, 0),
         tags.point_to_point(tags.MAX_CONTEXT, tags.MAX_RANKS - 1, tags.MAX_USER_TAG),
-        tags.control(0),
+        tags.control(0, 0),
+        tags.control(tags.MAX_CONTEXT, 1 << 60),
     ):
         assert tag >> 47 & 1
         assert tag < 1 << 64

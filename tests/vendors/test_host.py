@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -230,6 +231,9 @@ class Failing:
     def abandon(self) -> None:
         self.ended = "abandoned"
 
+    def interrupt(self) -> None:
+        self.ended = "interrupted"
+
 
 def test_after_a_failure_of_the_library_only_close_is_left() -> None:
     library = Failing()
@@ -275,3 +279,36 @@ def test_memory_lives_until_its_operation_is_complete() -> None:
     assert Owner.alive == 0
     comm.close()
     assert library.ended == "released"
+
+
+@pytest.mark.parametrize("how", ["finished", "failed", "neither"])
+def test_an_abort_lets_go_of_memory_when_the_library_does(how: str) -> None:
+    class Stubborn(Failing):
+        looks = 0
+
+        def test(self) -> bool:
+            self.looks += 1
+            if self.looks > 5 and how == "failed":
+                raise VendorError("the connection was shut down")
+            return self.looks > 5 and how == "finished"
+
+    host._UNFINISHED.clear()
+    library = Stubborn()
+    comm = host.HostCommunicator("mpi", MpiVendor.capabilities, 0, 2, library)
+    collective = Collective(CollectiveKind.BROADCAST, 2, 3, DataType.FLOAT64, root=0, in_place=True)
+    array = numpy.zeros(3)
+    owner = weakref.ref(array)
+    operation = comm.start(collective, None, compose.as_memory(array, DataType.FLOAT64))
+    comm.abort()
+    assert library.ended == "abandoned"
+    with pytest.raises(VendorError, match="aborted while this was under way"):
+        operation.test()
+    del array, operation
+    assert owner() is not None, "the library still has it"
+    assert comm.drain(0.01) is (how != "neither")
+    assert library.ended == "interrupted"
+    comm.close()
+    del comm
+    assert (owner() is not None) is (how == "neither")
+    assert len(host._UNFINISHED) == (how == "neither")
+    host._UNFINISHED.clear()
