@@ -45,6 +45,8 @@ __all__ = ["REFUSALS", "Agreement", "Intent", "Ticket"]
 
 _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it waits in
 
+_ASK, _ANSWER = 1, 2  # flags of a note that wants an answer, and of that; others are sent unasked
+
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
 
 REFUSALS: tuple[type[HetcommError], ...] = (
@@ -348,9 +350,10 @@ class Agreement:
                     self._mailbox.send(answer, (frame.source,))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
-                self._heard.add(frame.source)
-                if frame.subject is Subject.NOTE and frame.flag and (mine := self._intent_of(call)) is not None:
-                    note = Frame(Subject.NOTE, self._rank, call, 0, mine.fingerprint, mine.text)
+                if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
+                    self._heard.add(frame.source)
+                if frame.subject is Subject.NOTE and frame.flag == _ASK and (mine := self._intent_of(call)) is not None:
+                    note = Frame(Subject.NOTE, self._rank, call, _ANSWER, mine.fingerprint, mine.text)
                     self._mailbox.send(note, (frame.source,))
             case Subject.VERDICT:
                 if not frame.flag:
@@ -428,7 +431,7 @@ class Agreement:
     def _send_note(self, call: int, *, ask: bool = False) -> None:
         """Tell the others the plan of an open call; with `ask`, they answer with theirs."""
         mine = self._open[call].intent
-        frame = Frame(Subject.NOTE, self._rank, call, int(ask), mine.fingerprint, mine.text)
+        frame = Frame(Subject.NOTE, self._rank, call, _ASK if ask else 0, mine.fingerprint, mine.text)
         self._mailbox.send(frame, self._mailbox.others())
 
     # ---- calls that fail on all ranks
@@ -456,23 +459,32 @@ class Agreement:
         self._fail(call, error)
 
     def _fail_deserted(self, ticket: Ticket, frame: Frame) -> None:
-        """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike.
+        """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike."""
+        ticket.error = self._desertion(frame, ticket.call)
+        self.failed.append(ticket)
+
+    def _desertion(self, frame: Frame, call: int) -> PeerFailureError:
+        """The error of a call that needs a rank which has left.
 
         It may have left because of others: then these are named, all that any rank has told of.
         """
         blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
-        what = f"rank {frame.source} has left the communicator before it did call {ticket.call}: it {frame.text}"
+        what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
         if blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"
-        ticket.error = PeerFailureError(
+        return PeerFailureError(
             what,
             rank=self._rank,
             ranks=blamed or {frame.source},
             origin=frame.source if frame.origin is None else frame.origin,
-            collective=ticket.call,
+            collective=call,
             remedy="Close this communicator. All ranks must make the same calls.",
         )
-        self.failed.append(ticket)
+
+    def desertion(self) -> PeerFailureError | None:
+        """The error of calls that fail because a rank has left after its part of them; None if none has."""
+        frame = next(iter(self._gone.values()), None)
+        return None if frame is None else self._desertion(frame, frame.call)
 
     def _may_survive(self, call: int) -> bool:
         ticket = self._open.get(call)

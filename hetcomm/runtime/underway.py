@@ -168,14 +168,15 @@ class UnderWay:
     def _blame(self, error: HetcommError) -> HetcommError:
         """What to raise for an error that a rank which has ended may have caused: one that names it.
 
-        A vendor's library says at best that a connection ended, and a rank that leaves names those that it knows of.
+        A vendor's library says at best that a connection ended, be it that of a rank that has left and said so. A rank
+        that leaves names those that it knows of.
         """
         if not isinstance(error, (VendorError, PeerFailureError)):
             return error
         ended = self._ended()
-        if not ended or (isinstance(error, PeerFailureError) and error.ranks & ended):
+        if isinstance(error, PeerFailureError) and (not ended or error.ranks & ended):
             return error
-        return self._end_of(ended, error.message, error)
+        return self._end_of(ended, error.message, error) if ended else self.agreement.desertion() or error
 
     def _in_own_numbers(self, error: HetcommError) -> HetcommError:
         """An error of the transport, which numbers the ranks of the job, in terms of this communicator's ranks."""
