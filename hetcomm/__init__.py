@@ -2,8 +2,8 @@
 
 from hetcomm.communicator import Communicator, Explanation, Request, Statistics, Trace, Work, init
 from hetcomm.errors import (
-    CollectiveMismatchError,
     CollectiveTimeoutError,
+    DepartedError,
     DeviceError,
     HetcommError,
     PeerFailureError,
@@ -40,11 +40,11 @@ __all__ = [
     "SUM",
     "ArrayLike",
     "Cluster",
-    "CollectiveMismatchError",
     "CollectiveTimeoutError",
     "Communicator",
     "Config",
     "DataType",
+    "DepartedError",
     "DeviceError",
     "Explanation",
     "HetcommError",

@@ -239,7 +239,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See the module's text.
         """
         engine = self._engine
-        engine.check_usable()
+        engine.enter()
         with engine.lock:
             return self._split(engine, color, key)
 
@@ -299,7 +299,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                 bring different schedules.
         """
         engine = self._engine
-        engine.check_usable()
+        engine.enter()
         with engine.lock:
             try:
                 engine.settle()
@@ -325,7 +325,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Raises:
             UsageError: There is no such collective, or it would refuse the arguments.
         """
-        self._engine.check_usable()
+        self._engine.enter()
         if name not in _EXPLAINED:
             raise UsageError(
                 f"there is no collective {name!r} to explain"
@@ -362,7 +362,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Raises:
             UsageError: This communicator is recording already.
         """
-        self._engine.check_usable()
+        self._engine.enter()
         executor = self._parts.executor
         if executor.spans is not None:
             raise UsageError("trace() is active already", remedy="Leave the inner block out.", rank=self._rank)
@@ -380,8 +380,12 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
         Waits until the works under way are over and all ranks have called it, at most the communicator's timeout;
         messages that no rank takes any more are given up. If a rank has left otherwise, or the communicator is broken,
-        it does not wait. Never raises what went wrong on other ranks, but what went wrong with calls on device arrays
-        that nobody has been told of. Communicators split from this one are closed first.
+        it does not wait. Communicators split from this one are closed first.
+
+        Raises:
+            PlanMismatchError: The ranks have called different things, and no call has said so on this rank. The
+                communicator is closed all the same.
+            HetcommError: What went wrong with calls on device arrays that nobody has been told of.
         """
         self._close(self._parts.job.config.timeout)
         self._settle()
@@ -389,6 +393,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     def _settle(self) -> None:
         """Raise what nobody has been told of."""
         self._engine.settle()
+        self._engine.tell()
 
     def __enter__(self) -> Communicator:
         return self

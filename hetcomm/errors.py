@@ -1,7 +1,7 @@
 """Every error hetcomm raises, as one tree that says whose fault it was.
 
 =========================  ==============================================================
-the caller's               `UsageError`, `TopologyError`, `CollectiveMismatchError`
+the caller's               `UsageError`, `TopologyError`
 the plan's                 `PlanMismatchError`, `ScheduleError`
 the wire's or the peer's   `TransportError`, `PeerFailureError`, `CollectiveTimeoutError`
 a foreign library's        `VendorError`, `DeviceError`
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "CollectiveMismatchError",
     "CollectiveTimeoutError",
+    "DepartedError",
     "DeviceError",
     "HetcommError",
     "PeerFailureError",
@@ -118,11 +118,10 @@ class ScheduleError(HetcommError):
 
 
 class PlanMismatchError(HetcommError):
-    """The ranks built different plans for one call; raised on each of them."""
+    """The ranks have called different things; raised on each of them, with both sides named.
 
-
-class CollectiveMismatchError(HetcommError):
-    """The ranks called different collectives, or the same with other arguments."""
+    It is raised by the call itself, or where a rank had nothing to wait for in it, by a later one or by closing.
+    """
 
 
 class TransportError(HetcommError):
@@ -134,6 +133,10 @@ class PeerFailureError(TransportError):
 
     Who only gave up because of them is not among them. `origin` is the rank that found out first.
     """
+
+
+class DepartedError(PlanMismatchError, PeerFailureError):
+    """A rank has closed the communicator, and another one goes on calling: `ranks` are those that have closed it."""
 
 
 class CollectiveTimeoutError(TransportError):

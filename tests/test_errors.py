@@ -15,7 +15,6 @@ PARENTS = {
     "TopologyError": "HetcommError",
     "ScheduleError": "HetcommError",
     "PlanMismatchError": "HetcommError",
-    "CollectiveMismatchError": "HetcommError",
     "TransportError": "HetcommError",
     "PeerFailureError": "TransportError",
     "CollectiveTimeoutError": "TransportError",

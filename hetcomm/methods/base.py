@@ -67,7 +67,7 @@ class Methods:
     ) -> Work | None:
         """Make a collective call: `function` checks `args`; `control` as for `Plans.get`."""
         engine = self._engine
-        engine.check_usable()
+        engine.enter()
         try:
             if engine.unraised is not None:
                 engine.settle()
@@ -101,7 +101,7 @@ class Methods:
     ) -> Request:
         """Make the persistent form of a collective; `control` as for `Plans.get`."""
         engine = self._engine
-        engine.check_usable()
+        engine.enter()
         try:
             self._refuse_in_group(f"{name}_init")
             if engine.unraised is not None:
@@ -118,7 +118,7 @@ class Methods:
     def _exchange(self, args: Sequence[Any], stream: Any, async_op: bool, timeout: float | None) -> Work | None:
         """Make an all_to_all_v, whose counts no rank knows alone."""
         engine, name = self._engine, "all_to_all_v"
-        engine.check_usable()
+        engine.enter()
         try:
             engine.settle()
             with engine.lock:
@@ -139,7 +139,7 @@ class Methods:
     def _persistent_exchange(self, args: Sequence[Any], stream: Any, timeout: float | None) -> Request:
         """Make the persistent form of an all_to_all_v: the counts are gathered once."""
         engine, name = self._engine, "all_to_all_v_init"
-        engine.check_usable()
+        engine.enter()
         try:
             self._refuse_in_group(name)
             engine.settle()

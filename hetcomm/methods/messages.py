@@ -149,7 +149,7 @@ class Messages(Methods):
     ) -> Work | None:
         """Make a work of one or two messages, each given as argument's name, array, peer and direction."""
         engine, points = self._engine, self._points
-        engine.check_usable()
+        engine.enter()
         engine.settle()
         seconds = engine.seconds(timeout)
         alone = len(parts) == 1 and not async_op and engine.group is None

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 from hetcomm._ext import ucp
 from hetcomm.errors import (
+    DepartedError,
     DeviceError,
     HetcommError,
     PeerFailureError,
@@ -144,6 +145,7 @@ class Agreement:
         self._closed = False
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
+        self._why = "closed it"
         self._watched = -1  # the oldest open call when `remind` looked last
         self._remind_at = 0.0
         self._remind_every = _FIRST_NOTE
@@ -303,6 +305,7 @@ class Agreement:
         if self._gone_out:
             return
         self._leaving = self._gone_out = True
+        self._why = why
         call = next(iter(self._open), self._ledger.next_call)
         frame = Frame(Subject.GONE, self._rank, call, text=why, ranks=frozenset(blamed), origin=origin)
         self._mailbox.send(frame, self._mailbox.others())
@@ -319,7 +322,15 @@ class Agreement:
             self.clean = outstanding == 0
             return True
         self._leaving = True
-        frame = Frame(Subject.CLOSING, self._rank, self._ledger.next_call, text="closed it", number=outstanding)
+        last = self._ledger.intent_of(self._ledger.next_call - 1)
+        frame = Frame(
+            Subject.CLOSING,
+            self._rank,
+            self._ledger.next_call,
+            fingerprint=self._ledger.chain.to_bytes(16, "little"),
+            text="nothing" if last is None else last.text,
+            number=outstanding,
+        )
         if self._rank == 0:
             self._record(frame)
         else:
@@ -330,7 +341,7 @@ class Agreement:
 
         def over() -> bool:
             self.poll()
-            return self._closed or bool(self._gone) or died
+            return self._closed or bool(self._gone) or died or self.broken is not None
 
         def look(now: float) -> None:
             nonlocal look_at, died
@@ -339,6 +350,28 @@ class Agreement:
 
         return wait(self._moving, over, time.monotonic() + seconds, look) and self._closed
 
+    # ---- messages
+
+    def ask(self, ranks: Iterable[int]) -> None:
+        """This rank waits for messages from or to `ranks`: those that have left say so."""
+        waiting = Frame(Subject.WAITING, self._rank, self._ledger.next_call)
+        self._mailbox.send(waiting, [rank for rank in ranks if rank not in self._gone])
+
+    def departure(self, rank: int) -> PeerFailureError | None:
+        """Why no message of `rank` will come any more but what is on its way; None: it may."""
+        frame = self._gone.get(rank)
+        if frame is None:
+            return None
+        blamed = (frame.ranks - {self._rank}) or {rank}
+        who = "" if rank in blamed else f"rank {numbers(blamed)} failed: "
+        return PeerFailureError(
+            f"{who}rank {rank} has left the communicator: it {frame.text}",
+            rank=self._rank,
+            ranks=blamed,
+            origin=rank if frame.origin is None else frame.origin,
+            remedy="Close this communicator. A rank must not leave before its messages have gone and come.",
+        )
+
     # ---- what frames do
 
     def _record(self, frame: Frame) -> None:
@@ -346,8 +379,9 @@ class Agreement:
         match frame.subject:
             case Subject.PLAN | Subject.NOTE:
                 if self._leaving and call >= self._ledger.next_call:
-                    answer = Frame(Subject.GONE, self._rank, self._ledger.next_call, text="closed it")
-                    self._mailbox.send(answer, (frame.source,))
+                    self._say_gone(frame.source)
+                    if self.broken is None:
+                        self._fail_departed(frame)
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
                 if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
@@ -370,7 +404,7 @@ class Agreement:
                 self._gone.setdefault(frame.source, frame)
             case Subject.CLOSING:
                 self._closing[frame.source] = frame
-                if len(self._closing) == self._nranks:
+                if len(self._closing) == self._nranks and not self._compare_closing():
                     self._closed = True
                     self.clean = sum(each.number for each in self._closing.values()) == 0
                     answer = Frame(Subject.CLOSED, self._rank, self._ledger.next_call, int(self.clean))
@@ -378,7 +412,41 @@ class Agreement:
             case Subject.CLOSED:
                 self._closed = True
                 self.clean = bool(frame.flag)
+            case Subject.WAITING:
+                if self._leaving:
+                    self._say_gone(frame.source)
         self._ledger.alarm = True
+
+    def _say_gone(self, rank: int) -> None:
+        """Tell a rank that asks that this one takes part in nothing more."""
+        frame = Frame(Subject.GONE, self._rank, self._ledger.next_call, int(not self._gone_out), text=self._why)
+        self._mailbox.send(frame, (rank,))
+
+    def _compare_closing(self) -> bool:
+        """Rank 0: whether the ranks that close it have called different things, which fails then."""
+        mine = self._closing[0]
+        for source, frame in self._closing.items():
+            if (frame.call, frame.fingerprint) != (mine.call, mine.fingerprint):
+                text = (
+                    f"rank 0 closes it after {mine.call} calls, the last of which was {mine.text}, "
+                    f"but rank {source} after {frame.call}, the last of which was {frame.text}"
+                )
+                call = max(0, min(mine.call, frame.call) - 1)
+                self._mailbox.send(Frame(Subject.VERDICT, 0, call, 0, text=text), self._mailbox.others())
+                self._fail_mismatched(call, text)
+                return True
+        return False
+
+    def _fail_departed(self, frame: Frame) -> None:
+        """This rank closes the communicator, and another one goes on calling."""
+        error = DepartedError(
+            f"rank {self._rank} closes the communicator, but rank {frame.source} calls {frame.text}",
+            rank=self._rank,
+            ranks=(self._rank,),
+            collective=frame.call,
+            remedy="All ranks must make the same calls.",
+        )
+        self.broken, self.cause = error.message, error
 
     def _check(self) -> None:
         """Turn what was recorded of calls that have been made here into errors of their tickets."""
@@ -469,6 +537,16 @@ class Agreement:
         It may have left because of others: then these are named, all that any rank has told of.
         """
         blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
+        if frame.subject is Subject.CLOSING or frame.flag:
+            mine = self._intent_of(call)
+            return DepartedError(
+                f"rank {self._rank} calls {'it' if mine is None else mine.text}, but rank {frame.source} has left the "
+                f"communicator before call {call}: it closed it",
+                rank=self._rank,
+                ranks=(frame.source,),
+                collective=call,
+                remedy="Close this communicator. All ranks must make the same calls.",
+            )
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
         if blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"

@@ -41,9 +41,12 @@ class Subject(enum.IntEnum):
     REFUSED = 3  # my arguments for this call were refused; flag: kind of error, text: the message
     SETTLE = 4  # to rank 0, after a call that failed everywhere; flag: whether I had begun it
     SETTLED = 5  # flag: whether any rank had begun it
-    GONE = 6  # I have left the communicator before this call; text: why; ranks: who is to blame, if it is not me
-    CLOSING = 7  # to rank 0: I have nothing more to call; number: messages I have sent, less those I have received
+    GONE = 6  # I have left the communicator before this call; flag: whether by closing it, when all went well;
+    #           text: why; ranks: who is to blame, if it is not me
+    CLOSING = 7  # to rank 0: I have nothing more to call; number: messages I have sent, less those I have received;
+    #              fingerprint: what I have called, text: the last of it
     CLOSED = 8  # nobody has; flag: whether every message that was sent has been received
+    WAITING = 9  # I wait for a message from you, or for you to take one: say so if you have left
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ _PER_TURN = 8  # works in the background that one turn of a wait moves: the olde
 _SECONDS_PER_TURN = 20e-6  # for either
 _LOOK_TURNS = 16  # turns in the background between two looks at the mailbox
 _FIXED = {ReduceOp, PremulSum, ReduceKind}  # types of arguments that never change, beside int and str
+_ASK_EVERY = 0.1  # seconds
 _QUIET = 1.0  # seconds without any movement after which messages that nobody takes are given up at the end
 
 
@@ -88,6 +89,8 @@ class Engine(UnderWay):
         self._pump = parts.job.pump
         self._timeout = parts.job.config.timeout
         self._turns = 0
+        self._ask_at = 0.0
+        self._waited_for: set[MessageWork] = set()  # works of messages that were under way when last asked
         self._cursor = 0  # where in the background the last turn ended
         self._window: deque[CollectiveWork] = deque()  # begun and not known to be over, in the order of their runs
         self.lock = self._pump.lock
@@ -343,6 +346,7 @@ class Engine(UnderWay):
         self._tidy()
         failure = work.exception()
         if failure is not None:
+            self.told = True
             raise failure
 
     def _rest(self, work: Work) -> None:
@@ -397,6 +401,20 @@ class Engine(UnderWay):
         if overdue is not None:
             self._look_for_contradiction(overdue)
         self.watch(now)
+        if now >= self._ask_at:
+            self._ask_at = now + _ASK_EVERY
+            self._ask_peers()
+
+    def _ask_peers(self) -> None:
+        """Let the ranks that works have waited for say so if they have left."""
+        works = {
+            work
+            for work in (*self._awaited, *islice(self._background, 2 * _PER_TURN))
+            if isinstance(work, MessageWork) and work.begun and not work.over
+        }
+        late, self._waited_for = works & self._waited_for, works
+        if late:
+            self.agreement.ask(set().union(*(work.peers() for work in late)) - {self.rank})
 
     def _look_for_contradiction(self, call: int) -> None:
         """See whether what has come for a call is of another plan: a rank that makes it may not look at its mailbox."""

@@ -106,7 +106,7 @@ class _Burst(Work):
 @contextmanager
 def group(engine: Engine) -> Iterator[None]:
     """The block of `Communicator.group`."""
-    engine.check_usable()
+    engine.enter()
     engine.settle()
     if engine.group is not None:  # the outermost block starts everything
         yield

@@ -57,7 +57,7 @@ class Request:
         if pinned is not None and pinned.start():
             return
         engine, call = self._engine, self._call
-        engine.check_usable()
+        engine.enter()
         try:
             if engine.unraised is not None:
                 engine.settle()

@@ -40,6 +40,7 @@ class UnderWay:
         ledger: Counts; and whether the fast path may not be taken.
         pending: Works that are submitted and have not begun, in order.
         unraised: What went wrong with a call that nobody waits for, and is for the next call.
+        told: Whether a call has raised why the communicator is broken.
         unposted: Messages whose arrays a device is still working on, in order, and those behind them.
     """
 
@@ -55,9 +56,34 @@ class UnderWay:
         self._parts = parts
         self._closed = False
         self.unraised: Exception | None = None
+        self.told = False
         self._halted = False  # broken, or about to be: nothing moves any more
         self._watch_at = 0.0
         self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
+
+    def enter(self) -> None:
+        """Refuse any call on a communicator that is closed or broken, and one in the middle of another.
+
+        Raises:
+            UsageError: It is closed; or a signal handler, or a callback, makes a call of hetcomm's that has interrupted
+                one of hetcomm's.
+            TransportError: It is broken.
+        """
+        self.refuse_in_between()
+        self.check_usable()
+
+    def refuse_in_between(self) -> None:
+        """Refuse what a signal handler, or a callback, wants in the middle of a call.
+
+        Raises:
+            UsageError: There is one.
+        """
+        if self._parts.job.pump.lock.mine:
+            raise UsageError(
+                "hetcomm was called in the middle of another of its calls, as by a signal handler",
+                remedy="Let the handler set a flag, and make the call when the one that it interrupted has returned.",
+                rank=self.rank,
+            )
 
     def check_usable(self) -> None:
         """Refuse any call on a communicator that is closed or broken.
@@ -74,6 +100,7 @@ class UnderWay:
             )
         with self._parts.job.pump.lock:  # the progress thread may be about to find out why
             self.settle()
+            self.told = True
             raise self._unusable_error() from self.agreement.cause
 
     def settle(self) -> None:
@@ -85,6 +112,17 @@ class UnderWay:
         error, self.unraised = self.unraised, None
         if error is not None:
             raise error
+
+    def tell(self) -> None:
+        """Raise why the ranks have called different things, if no call has raised anything since.
+
+        Raises:
+            HetcommError: As a call would have.
+        """
+        cause = self.agreement.cause
+        if cause is not None and not self.told:
+            self.told = True
+            raise cause.again()
 
     def end(self, work: Work, error: Exception | None) -> None:
         """A work is over; nothing of it touches an array any more."""

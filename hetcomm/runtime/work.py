@@ -7,6 +7,7 @@ is under way it keeps its arrays alive, and the engine keeps the work.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from hetcomm.runtime.pointtopoint import PointToPoint
 
 __all__ = ["CollectiveWork", "ExchangeWork", "Message", "MessageWork", "Milestone", "Work"]
+
+
+_LAST_MESSAGES = 0.2  # seconds in which what a rank sent before it left may still arrive
 
 
 class Work:
@@ -72,6 +76,7 @@ class Work:
                 longer written to, and the communicator can only be closed; `done` asks without that risk.
             PlanMismatchError, PeerFailureError, VendorError, TransportError: As raised by the blocking call.
         """
+        self._engine.refuse_in_between()
         with self._engine.lock:
             if self.order is None:
                 self._engine.finish(self, timeout)
@@ -80,12 +85,13 @@ class Work:
 
     def synchronize(self, timeout: float | None = None) -> None:
         """Let the host wait until it is over; with host arrays the same as `wait`, errors included."""
+        self._engine.refuse_in_between()
         with self._engine.lock:
             self._engine.finish(self, timeout)
 
     def done(self) -> bool:
         """Whether it is over, well or not; moves everything along, but never waits, and raises no error of the work."""
-        if not self._over:
+        if not self._over and not self._engine.lock.mine:  # else it has interrupted what moves everything
             with self._engine.lock:
                 self._engine.turn()
         return self._over
@@ -311,7 +317,7 @@ class Message:
 class MessageWork(Work):
     """One message, or one each way; it is over when both have gone and come."""
 
-    __slots__ = ("_failure", "_messages", "_points", "_requests")
+    __slots__ = ("_departed_at", "_failure", "_messages", "_points", "_requests")
 
     def __init__(
         self,
@@ -327,6 +333,7 @@ class MessageWork(Work):
         self._messages = tuple(messages)
         self._requests: list[tuple[Message, Request]] = []
         self._failure: HetcommError | None = None
+        self._departed_at = 0.0  # when it was first seen that a peer has left; 0: none has
 
     def begin(self) -> bool:
         """Post everything, receives first, unless a group has done so, or the arrays are not ready yet."""
@@ -365,6 +372,7 @@ class MessageWork(Work):
             message, request = self._requests[-1]
             try:
                 if not request.test():
+                    self._look_for_departure(message.peer)
                     return False
                 self._points.account(message, request)
             except HetcommError as error:
@@ -377,6 +385,24 @@ class MessageWork(Work):
         if self._failure is not None:
             self._engine.end(self, self._failure)
         return True
+
+    def _look_for_departure(self, peer: int) -> None:
+        """Fail if the peer has left, a little after that is known: what it has sent before may still arrive.
+
+        Raises:
+            PeerFailureError: It has.
+        """
+        departure = self._engine.agreement.departure(peer)
+        if departure is None:
+            return
+        now = time.monotonic()
+        self._departed_at = self._departed_at or now
+        if now - self._departed_at > _LAST_MESSAGES:
+            raise departure
+
+    def peers(self) -> set[int]:
+        """Whom it waits for."""
+        return {message.peer for message, _ in self._requests}
 
     def end(self, error: Exception | None) -> None:
         """It is over."""
