@@ -119,6 +119,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
             transport.close()
         raise
     pump = Pump(transport)
+    group.attend(pump.progress, transport.failed_peers)
     transport.companion = pump.progress_vendors  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
     config = replace(config, inline_bytes=inline_bytes)
