@@ -21,9 +21,10 @@ belongs to one thread. What is common to all its methods:
   other ranks had begun. `VendorError` in the same way, where a vendor cannot do its part. `PlanMismatchError` is raised
   on every rank whose plan differs from another's, or that waits for one. After `CollectiveTimeoutError`,
   `PeerFailureError`, and any `VendorError` in the middle of a call, output arrays are undefined but no longer written
-  to, and the communicator can only be closed; works that were under way fail with it. This rank's own arguments are
-  refused by the call itself, all other errors of a call with `async_op` are raised by `Work.wait`. What goes wrong with
-  a call on device arrays after it has returned is raised by the next call, or by `Work.synchronize`.
+  to, and the communicator can only be closed; works that were under way fail with it. (Where a vendor's library cannot
+  take back a call that other ranks do not end, a warning in the log says that it may still write.) This rank's own
+  arguments are refused by the call itself, all other errors of a call with `async_op` are raised by `Work.wait`. What
+  goes wrong with a call on device arrays after it has returned is raised by the next call, or by `Work.synchronize`.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def init(
 
     Raises:
         UsageError: On every rank, if an argument or variable is unusable on any, or a vendor is not known.
-        TopologyError: On every rank, if the topology does not describe this job.
+        TopologyError: On every rank, if the topology does not describe this job: its number of ranks, or its hosts.
         VendorError: On every rank, if a vendor is not installed or does not start on any; or mpi4py's MPI is not the
             launcher's.
         TransportError: On every rank, if UCX is missing or unusable on any.
@@ -225,6 +226,9 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     def split(self, color: int | None, key: int | None = None) -> Communicator | None:
         """Divide the ranks into communicators of equal `color`, ordered by `key`, then by rank. Collective.
+
+        There may be 21,845 communicators at once. One that broke, or of whose messages some were never received, counts
+        even when it is closed.
 
         Args:
             color: Which one this rank joins, any integer; None: none of them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -319,6 +320,7 @@ def init_error(**kwargs: Any) -> tuple[str, str]:
 def run_bad_inits() -> list[tuple[str, str]]:
     """What `init` raises when one rank's settings are unusable; each of them is one more init in one process."""
     second = int(os.environ["OMPI_COMM_WORLD_RANK"] if "OMPI_COMM_WORLD_RANK" in os.environ else os.environ["PMI_RANK"])
+    here = socket.gethostname()
     one = hetcomm.Topology((hetcomm.Cluster("c", "mpi", (0,)),))
     two = hetcomm.Topology((hetcomm.Cluster("c", "mpi", (0, 1)),))
     other = hetcomm.Topology((hetcomm.Cluster("d", "mpi", (0, 1)),))
@@ -328,14 +330,16 @@ def run_bad_inits() -> list[tuple[str, str]]:
         init_error(topology=other if second else two),
         init_error(topology="nowhere.toml" if second else two),
         init_error(topology=two, vendor="ucx" if second else None),
+        init_error(topology=hetcomm.Topology((hetcomm.Cluster("c", "mpi", (0, 1), hosts=(here, "elsewhere")),))),
     ]
 
 
 def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
     for found in run_ranks(2, run_bad_inits, env=ENV, timeout=60):
         kinds = [kind for kind, _ in found]
-        assert kinds == ["UsageError", "TopologyError", "TopologyError", "TopologyError", "TopologyError"]
-        vendor, size, differ, missing, contradiction = (text for _, text in found)
+        assert kinds == ["UsageError", *["TopologyError"] * 5]
+        vendor, size, differ, missing, contradiction, strange = (text for _, text in found)
+        assert f"puts rank 1 on host 'elsewhere', but it runs on '{socket.gethostname()}'" in strange
         assert "rank 1" in vendor
         assert "'nvlink'" in vendor
         assert "oneccl" in vendor, "it lists those there are"

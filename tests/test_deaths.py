@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 
+import mpi4py
 import numpy as np
 import pytest
 
@@ -28,6 +29,7 @@ def die(after: float) -> None:
 
 def reduce_until_one_dies(victims: tuple[int, ...], count: int, part: bool) -> Told:
     """What a rank is told: kind of error, ranks, peer, origin, and seconds from the death, closing included."""
+    mpi4py.rc.finalize = False  # MPI may wait for the dead in it
     whole = hetcomm.init()
     comm = whole.split(0, -whole.rank) if part else whole
     assert comm is not None
@@ -49,6 +51,7 @@ def reduce_until_one_dies(victims: tuple[int, ...], count: int, part: bool) -> T
 
 def close_beside_the_dead(victims: tuple[int, ...]) -> float:
     """Seconds that closing takes."""
+    mpi4py.rc.finalize = False
     comm = hetcomm.init()
     comm.barrier()
     if comm.rank in victims:
@@ -68,14 +71,14 @@ def survivors(nranks: int, victims: tuple[int, ...], *args: object, **kwargs: ob
 @pytest.mark.parametrize(
     ("vendors", "victims", "count", "inline", "part"),
     [
-        pytest.param("ucx ucx ucx", (0,), 100, None, False, id="ucx"),
+        pytest.param("ucx ucx ucx", (0,), 100, None, False, id="ucx", marks=pytest.mark.slow),
         pytest.param("ucx ucx ucx", (0,), 300_000, None, True, id="ucx, renumbered"),
-        pytest.param("mpi mpi", (1,), 100, None, False, id="mpi, as messages"),
-        pytest.param("mpi mpi mpi", (1,), 300_000, 0, False, id="mpi"),
-        pytest.param("oneccl oneccl", (1,), 300_000, 0, False, id="oneccl"),
+        pytest.param("mpi mpi", (1,), 100, None, False, id="mpi, as messages", marks=pytest.mark.slow),
+        pytest.param("mpi mpi mpi", (1,), 300_000, 0, False, id="mpi", marks=pytest.mark.slow),
+        pytest.param("oneccl oneccl", (1,), 300_000, 0, False, id="oneccl", marks=pytest.mark.slow),
         pytest.param("mpi mpi oneccl oneccl", (3,), 300_000, 0, False, id="mpi and oneccl"),
-        pytest.param("mpi ucx mpi ucx", (1, 2), 100, None, False, id="two of them"),
-        pytest.param("gloo gloo gloo", (1,), 300_000, 0, False, id="gloo", marks=pytest.mark.gloo),
+        pytest.param("mpi ucx mpi ucx", (1, 2), 100, None, False, id="two of them", marks=pytest.mark.slow),
+        pytest.param("gloo gloo gloo", (1,), 300_000, 0, False, id="gloo", marks=[pytest.mark.slow, pytest.mark.gloo]),
         pytest.param("mpi gloo gloo", (2,), 300_000, 0, True, id="mpi and gloo", marks=pytest.mark.gloo),
     ],
 )

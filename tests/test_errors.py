@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from hetcomm import errors
-from hetcomm.errors import HetcommError, ScheduleError, UsageError
+from hetcomm.errors import HetcommError, PeerFailureError, ScheduleError, UsageError
 
 PARENTS = {
     "HetcommError": "Exception",
@@ -67,3 +67,29 @@ def test_errors_cross_processes() -> None:
     assert type(again) is ScheduleError
     assert str(again) == str(error)
     assert (again.rank, again.remedy, again.message) == (1, "Mend it.", "it broke")
+
+
+def test_an_error_names_the_ranks_it_is_about() -> None:
+    one, several = PeerFailureError("it died", ranks={3}, origin=1), PeerFailureError("they died", rank=0, ranks=[4, 2])
+    assert (one.peer, one.ranks, one.origin) == (3, {3}, 1)
+    assert (several.peer, several.ranks, several.origin) == (None, {2, 4}, None)
+    assert str(one) == "[peer 3] it died"
+    assert str(several) == "[rank 0, peers 2, 4] they died"
+    assert PeerFailureError("it died", peer=0).ranks == {0}
+    assert PeerFailureError("it died").ranks == frozenset()
+    many = PeerFailureError("they died", ranks=range(20))
+    assert "peers 0, 1, 2" in str(many)
+    assert "15 and 4 more" in str(many)
+
+
+def test_an_error_can_be_raised_again_elsewhere() -> None:
+    error = PeerFailureError(
+        "it died", rank=0, ranks={1, 2}, origin=2, collective=7, step="0 (send)", remedy="Mend it."
+    )
+    same = error.again()
+    assert same is not error
+    assert type(same) is PeerFailureError
+    assert str(same) == str(error)
+    assert (same.ranks, same.origin, same.remedy, same.step) == ({1, 2}, 2, "Mend it.", "0 (send)")
+    other = error.again(message="it left", rank=4, peer=5, collective=8)
+    assert (other.message, other.rank, other.peer, other.ranks, other.collective) == ("it left", 4, 5, {5}, 8)

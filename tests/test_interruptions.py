@@ -69,8 +69,17 @@ def world_probe() -> Callable[[], object]:
     return probe
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["within", "before the others come"])
-@pytest.mark.parametrize("vendor", ["mpi", "oneccl", pytest.param("gloo", marks=pytest.mark.gloo)])
+@pytest.mark.parametrize(
+    ("vendor", "late"),
+    [
+        pytest.param("mpi", False, id="mpi, within"),
+        pytest.param("mpi", True, id="mpi, before the others come", marks=pytest.mark.slow),
+        pytest.param("oneccl", False, id="oneccl, within", marks=pytest.mark.slow),
+        pytest.param("oneccl", True, id="oneccl, before the others come", marks=pytest.mark.slow),
+        pytest.param("gloo", False, id="gloo, within", marks=[pytest.mark.slow, pytest.mark.gloo]),
+        pytest.param("gloo", True, id="gloo, before the others come", marks=pytest.mark.gloo),
+    ],
+)
 def test_nothing_is_written_after_an_interruption(vendor: str, late: bool) -> None:
     seconds = 0.3 if late else 0.003
     told = run_ranks(2, call_until_interrupted, seconds, late, vendors=[vendor] * 2, env=ENV, timeout=60)

@@ -15,14 +15,15 @@ import pickle
 import socket
 import struct
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hetcomm.errors import PeerFailureError, UsageError
+from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, UsageError
 
 __all__ = ["Call", "RankGroup", "main", "receive", "send", "this_rank"]
 
@@ -45,10 +46,23 @@ class Call:
 class RankGroup:
     """The ranks of one `run_ranks` call, as the `Group` that vendors and transports are wired up with."""
 
-    def __init__(self, rank: int, nranks: int, channel: socket.socket) -> None:
+    def __init__(self, rank: int, nranks: int, channel: socket.socket, timeout: float) -> None:
         self.rank = rank
         self.nranks = nranks
+        self.timeout = timeout
         self._channel = channel
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        """Return when `test()` is true.
+
+        Raises:
+            CollectiveTimeoutError: It is not within `timeout` seconds.
+        """
+        end = time.monotonic() + self.timeout
+        while not test():
+            if time.monotonic() > end:
+                raise CollectiveTimeoutError(f"{what}: not within {self.timeout:g} s", rank=self.rank)
+            time.sleep(1e-4)
 
     def all_gather(self, payload: bytes) -> Sequence[bytes]:
         """Everybody's payload, in rank order; payloads may differ in length. Collective.
@@ -152,7 +166,7 @@ def main(path: str, rank: int) -> int:
     # The parent may be killed before its deadline: no rank outlives it by more than this, and a hang shows its stack.
     faulthandler.dump_traceback_later(call.timeout, exit=True)
     sys.path[:] = call.path
-    _current = RankGroup(rank, call.nranks, channel)
+    _current = RankGroup(rank, call.nranks, channel, call.timeout)
     try:
         report, status = (b"R", _run(call)), 0
     except BaseException:  # noqa: BLE001 (KeyboardInterrupt and SystemExit too are shown in the parent)

@@ -6,14 +6,16 @@ deadline: messages are nonblocking and polled.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError
+from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError, numbers
 from hetcomm.runtime.launcher import Launcher
 from hetcomm.types import Config
 from hetcomm.vendors.base import Group
@@ -23,10 +25,18 @@ __all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
 _TAG = 0x4843  # on a communicator of our own, so no other message can meet it
 _YIELDING = 0.005  # seconds of polling before sleeping in between
 _SLEEP = 200e-6
+_LOOK_EVERY = 0.05  # seconds between two looks at who has died
 
 
 class JobGroup(Group, Protocol):
     """A group that can be divided."""
+
+    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
+        """From now on let `progress` move the process while this group, or one divided from it, waits.
+
+        `ended` are the ranks of the job that are known to have died.
+        """
+        ...
 
     def subgroup(self, ranks: Sequence[int]) -> JobGroup:
         """The group of `ranks` of this one, in that order; exchanges nothing, and only they may call it."""
@@ -44,6 +54,17 @@ class SoloGroup:
     def nranks(self) -> int:
         return 1
 
+    @property
+    def timeout(self) -> float:
+        return math.inf
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        while not test():
+            time.sleep(_SLEEP)
+
+    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
+        return None
+
     def all_gather(self, payload: bytes) -> Sequence[bytes]:
         return [payload]
 
@@ -57,6 +78,14 @@ class SoloGroup:
         return self
 
 
+@dataclass(slots=True)
+class _Attendance:
+    """What the groups of a job know of the rest of the process: see `JobGroup.attend`."""
+
+    progress: Callable[[], object] = lambda: None
+    ended: Callable[[], Collection[int]] = frozenset
+
+
 class MpiGroup:
     """Some ranks of an mpi4py communicator.
 
@@ -68,13 +97,17 @@ class MpiGroup:
         comm: An MPI communicator that nobody else uses.
         ranks: The group, as ranks of `comm`.
         timeout: Seconds every exchange may take.
+        attendance: Shared by all groups of the job.
     """
 
-    def __init__(self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float) -> None:
+    def __init__(
+        self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float, attendance: _Attendance | None = None
+    ) -> None:
         self._mpi = mpi
         self._comm = comm
         self._ranks = tuple(ranks)
         self._timeout = timeout
+        self._attendance = _Attendance() if attendance is None else attendance
         self._rank = self._ranks.index(comm.Get_rank())
 
     @property
@@ -126,7 +159,61 @@ class MpiGroup:
         self.all_gather(b"")
 
     def subgroup(self, ranks: Sequence[int]) -> JobGroup:
-        return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout)
+        return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout, self._attendance)
+
+    @property
+    def timeout(self) -> float:
+        """Seconds every exchange may take."""
+        return self._timeout
+
+    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
+        """What moves the process, and who has died: see `JobGroup.attend`."""
+        self._attendance.progress, self._attendance.ended = progress, ended
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        """Return when `test()` is true: see `Group.wait`.
+
+        Raises:
+            CollectiveTimeoutError, PeerFailureError: See there.
+        """
+        if not self._poll(test, time.monotonic() + self._timeout):
+            raise CollectiveTimeoutError(
+                f"{what}, which takes all ranks, and it did not end within {self._timeout:g} s",
+                rank=self.rank,
+                remedy="See whether all ranks live and have come to it; HETCOMM_TIMEOUT sets the limit.",
+            )
+
+    def _poll(self, test: Callable[[], bool], deadline: float) -> bool:
+        """Whether `test` came true before the deadline; everything else of this process moves meanwhile.
+
+        Raises:
+            PeerFailureError: A rank of this group has died, and what it has sent does not make `test` true.
+        """
+        progress, look_at, known = self._attendance.progress, time.monotonic() + _LOOK_EVERY, frozenset[int]()
+
+        def moving() -> bool:
+            nonlocal look_at, known
+            if test():
+                return True
+            progress()
+            if time.monotonic() < look_at:
+                return False
+            look_at = time.monotonic() + _LOOK_EVERY
+            dead = self._attendance.ended()
+            ended = frozenset(rank for rank, number in enumerate(self._ranks) if number in dead) if dead else known
+            if ended & known and not test():
+                have = "has" if len(ended) == 1 else "have"
+                raise PeerFailureError(
+                    f"rank {numbers(ended)} {have} ended while a communicator was set up",
+                    rank=self.rank,
+                    ranks=ended,
+                    origin=self.rank,
+                    remedy="Look at the output of those ranks for why they ended.",
+                )
+            known = ended
+            return False
+
+        return _poll(moving, deadline)
 
     def _spread(self, payload: bytes | None, root: int, deadline: float) -> bytes:
         """Broadcast down a binomial tree."""
@@ -149,7 +236,7 @@ class MpiGroup:
     def _send(self, payload: bytes, rank: int, deadline: float) -> None:
         try:
             request = self._comm.Isend([payload, self._mpi.BYTE], self._ranks[rank], _TAG)
-            if not _poll(request.Test, deadline):
+            if not self._poll(request.Test, deadline):
                 raise self._late(rank)
         except self._mpi.Exception as error:
             raise self._broken(rank, error) from error
@@ -165,11 +252,11 @@ class MpiGroup:
                     found.append(message)
                 return bool(found)
 
-            if not _poll(arrived, deadline):
+            if not self._poll(arrived, deadline):
                 raise self._late(rank)
             data = bytearray(status.Get_count(self._mpi.BYTE))
             request = found[0].Irecv([data, self._mpi.BYTE])
-            if not _poll(request.Test, deadline):
+            if not self._poll(request.Test, deadline):
                 raise self._late(rank)
         except self._mpi.Exception as error:
             raise self._broken(rank, error) from error

@@ -123,6 +123,7 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
     pump = process_pump()
     pump.attach(transport)
     transport.gate = pump.lock
+    group.attend(pump.progress, transport.failed_peers)
     transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
     config = replace(config, inline_bytes=inline_bytes)

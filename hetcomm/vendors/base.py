@@ -10,7 +10,7 @@ returns a `Vendor`. `hetcomm.testing.check_vendor` is the conformance suite they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,20 @@ class Group(Protocol):
 
     @property
     def nranks(self) -> int: ...
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that anything of the group may take."""
+        ...
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        """Return when `test()` is true, and keep the process moving meanwhile; not an exchange.
+
+        Raises:
+            CollectiveTimeoutError: It is not within `timeout`; the message has `what` was waited for.
+            PeerFailureError: Ranks of the group have died meanwhile; `ranks` names them.
+        """
+        ...
 
     def all_gather(self, payload: bytes) -> Sequence[bytes]:
         """Everybody's payload, in rank order; payloads may differ in length."""

@@ -48,7 +48,7 @@ class Connection:
         options = self._c10d.ProcessGroupGloo._Options()
         options._devices = devices
         options._threads = 1
-        options._timeout = _CONNECTING
+        options._timeout = min(_CONNECTING, timedelta(seconds=group.timeout))
         self._store = _store_type()(group)
         before = _sockets()
         self.backend: Any = self._c10d.ProcessGroupGloo(self._store, group.rank, group.nranks, options)

@@ -32,6 +32,7 @@ from hetcomm.vendors.base import (
     Operation,
     VendorCommunicator,
 )
+from hetcomm.vendors.creation import apart
 from hetcomm.vendors.host import HostCommunicator
 
 __all__ = ["MpiVendor"]
@@ -106,6 +107,7 @@ class MpiVendor:
         Raises:
             VendorError: On each rank alike, where mpi4py or MPI is missing, not initialised or finalised on one of
                 them, or where they are not in one world.
+            CollectiveTimeoutError, PeerFailureError: Not all ranks come to make it.
         """
         problem = b""
         world_rank = -1
@@ -127,8 +129,22 @@ class MpiVendor:
             )
         if group.nranks == 1:
             return HostCommunicator(self.name, self.capabilities, 0, 1, None)
-        library = _call(lambda: _MpiLibrary(mpi, ranks), "creating a communicator")
+        library = _make(mpi, ranks, group)
         return HostCommunicator(self.name, self.capabilities, group.rank, group.nranks, library, limit=_LIMIT)
+
+
+def _make(mpi: Any, world_ranks: list[int], group: Group) -> _MpiLibrary:
+    """The library's communicator; the ranks meet first, so that MPI is not left waiting for one that does not come.
+
+    One that dies later still is waited for on a thread, where MPI takes calls of several: a thread in MPI for ever
+    makes MPI_Finalize unsafe.
+    """
+
+    def make() -> _MpiLibrary:
+        return _call(lambda: _MpiLibrary(mpi, world_ranks), "creating a communicator")
+
+    group.barrier()
+    return apart(group, make, "MPI makes a communicator") if mpi.Query_thread() == mpi.THREAD_MULTIPLE else make()
 
 
 class _MpiLibrary:

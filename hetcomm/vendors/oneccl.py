@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes.util import find_library
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -36,6 +37,7 @@ from hetcomm.vendors.base import (
     Operation,
     VendorCommunicator,
 )
+from hetcomm.vendors.creation import apart
 from hetcomm.vendors.host import HostCommunicator
 
 __all__ = ["OneCclVendor"]
@@ -123,6 +125,7 @@ class OneCclVendor:
 
         Raises:
             VendorError: On each rank alike where the library is missing or does not start on one of them.
+            CollectiveTimeoutError, PeerFailureError: Not all ranks come to make it.
         """
         if group.nranks == 1:
             return HostCommunicator(self.name, self.capabilities, 0, 1, None)
@@ -139,10 +142,7 @@ class OneCclVendor:
                 raise VendorError(f"vendor 'oneccl' failed on rank {rank} of its cluster: {text.decode()}")
         address = group.broadcast(address if group.rank == 0 else None)
         assert module is not None  # there was no problem
-        library = _call(
-            lambda: _CclLibrary(module, group.nranks, group.rank, store or module.KeyValueStore(address)),
-            "creating a communicator",
-        )
+        library = apart(group, partial(_make, module, group, store, address), "oneCCL makes a communicator")
         return HostCommunicator(self.name, self.capabilities, group.rank, group.nranks, library)
 
     def _load(self) -> Any:
@@ -161,6 +161,14 @@ class OneCclVendor:
         with _without_notice(quiet):
             _call(module.init, "initialising the library")
         return module
+
+
+def _make(module: Any, group: Group, store: Any, address: bytes) -> _CclLibrary:
+    """The library's communicator; blocks until all ranks have come."""
+    return _call(
+        lambda: _CclLibrary(module, group.nranks, group.rank, store or module.KeyValueStore(address)),
+        "creating a communicator",
+    )
 
 
 class _CclLibrary:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -68,6 +69,16 @@ class ThreadGroup:
 
     def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
         return self.all_gather(payload or b"")[root]
+
+    @property
+    def timeout(self) -> float:
+        return DEADLINE
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + DEADLINE
+        while not test():
+            assert time.monotonic() < end, what
+            time.sleep(1e-4)
 
     def barrier(self) -> None:
         self.all_gather(b"")

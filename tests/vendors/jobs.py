@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -17,6 +17,8 @@ from hetcomm.testing import this_rank
 from hetcomm.types import DataType, Memory, ReduceKind
 from hetcomm.vendors.base import Group, Operation, VendorCommunicator
 from hetcomm.vendors.registry import vendor
+
+DEADLINE = 60.0
 
 
 class SubGroup:
@@ -34,6 +36,16 @@ class SubGroup:
 
     def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
         return self.all_gather(payload or b"")[root]
+
+    @property
+    def timeout(self) -> float:
+        return DEADLINE
+
+    def wait(self, test: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + DEADLINE
+        while not test():
+            assert time.monotonic() < end, what
+            time.sleep(1e-4)
 
     def barrier(self) -> None:
         self._whole.barrier()
