@@ -19,7 +19,7 @@ from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.inline import inline
-from hetcomm.topology.model import Topology
+from hetcomm.topology.model import Cluster, Topology
 from hetcomm.topology.pricing import best
 from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.types import MemoryKind
@@ -160,20 +160,26 @@ class Plans:
         return imported.program
 
     def _inlined(self, program: Program, tuning: Tuning) -> Program:
-        """The program with its vendor calls written out, where the tuning says so; those of hetcomm's own vendor, which
-        are messages anyway, unless it says never.
+        """The program with its vendor calls written out, if they are to be."""
+        cluster = self._topology.cluster_of(self._rank)
+        if self._is_written_out(program.collective, cluster, tuning):
+            return inline(program, self._topology.communicators_of(cluster))
+        return program
+
+    def _is_written_out(self, collective: Collective, cluster: Cluster, tuning: Tuning) -> bool:
+        """Whether vendor calls become messages: where the vendor lacks the reduction, or the tuning says so; those of
+        hetcomm's own vendor, which are messages anyway, unless it says never.
 
         That is the same for all ranks of a cluster: it follows from the collective and the vendor.
         """
-        collective, topology = program.collective, self._topology
-        cluster = topology.cluster_of(self._rank)
-        if cluster.vendor != "ucx" or not tuning.inline_bytes:
-            nbytes = collective.total * collective.dtype.itemsize
-            if not tuning.is_inlined(nbytes, len(cluster)):
-                return program
-            if any(MemoryKind.HOST not in vendor.capabilities.memory for vendor in self._vendors.values()):
-                return program
-        return inline(program, topology.communicators_of(cluster))
+        capabilities = [vendor.capabilities for vendor in self._vendors.values()]
+        op = collective.op
+        if op is not None and not all(each.reduces(collective.dtype, op.combining) for each in capabilities):
+            return True
+        if cluster.vendor == "ucx" and tuning.inline_bytes:
+            return True
+        nbytes = collective.total * collective.dtype.itemsize
+        return tuning.is_inlined(nbytes, len(cluster)) and all(MemoryKind.HOST in each.memory for each in capabilities)
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]

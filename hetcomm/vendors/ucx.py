@@ -11,7 +11,7 @@ from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Program
 from hetcomm.topology import flat
-from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
+from hetcomm.types import COMBINING, DataType, Memory, MemoryKind
 from hetcomm.vendors.base import (
     COLLECTIVES,
     Availability,
@@ -28,10 +28,7 @@ _CAPABILITIES = Capabilities(
     memory=frozenset(MemoryKind),
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
-    ops=frozenset({ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX}),
-    refused=frozenset(
-        (dtype, op) for dtype in (DataType.COMPLEX64, DataType.COMPLEX128) for op in (ReduceKind.MIN, ReduceKind.MAX)
-    ),
+    ops=frozenset(COMBINING),
 )
 
 
