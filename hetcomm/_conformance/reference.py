@@ -108,7 +108,7 @@ def _part(
     with numpy.errstate(all="ignore"):  # overflow and NaN are part of what the dtypes mean
         for source in sources:
             array = inputs[source]
-            piece = array[offset : offset + count] if array is not None else numpy.empty(0)
+            piece = array[offset : offset + count] if array is not None else numpy.empty(0, "u1")  # takes any op
             result = piece.copy() if result is None else _UFUNCS[op or ReduceKind.SUM](result, piece)
     if result is None:
         return numpy.empty(0)

@@ -92,11 +92,11 @@ def equal(got: Array | None, wanted: Array | None) -> bool:
 def inputs_of(collective: Collective, seed: int, *, nans: bool = False) -> list[Array]:
     """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
     rng = np.random.default_rng(seed)
-    low = -2 if collective.dtype.is_signed and collective.op is not ReduceKind.PROD else 1
+    low = 1 if collective.op is ReduceKind.PROD else -2 if collective.dtype.is_signed else 0
     found = []
     for rank in range(collective.nranks):
         array = rng.integers(low, 3, collective.in_count(rank)).astype(numpy_dtype(collective.dtype))
-        if nans and collective.op in (ReduceKind.MIN, ReduceKind.MAX) and not collective.dtype.is_integer and rank == 1:
+        if nans and collective.op in (ReduceKind.MIN, ReduceKind.MAX) and collective.dtype.is_inexact and rank == 1:
             array[::3] = np.nan
         found.append(array)
     return found
