@@ -19,7 +19,7 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
-from .runtime.invoke import equal, inputs_of, invocation
+from .runtime.invoke import InForm, equal, inputs_of, invocation
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -31,7 +31,7 @@ ENV = {"HETCOMM_TIMEOUT": "40"}
 
 
 def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
-    """Every dtype, op and collective, and every vector form; counts, roots and places take turns."""
+    """Every dtype, op and collective, and every vector form; counts, roots, places and forms of call take turns."""
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
@@ -41,7 +41,7 @@ def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
                 turn += 1
                 root = turn % nranks if kind.has_root else None
                 yield Collective(kind, nranks, COUNTS[turn % len(COUNTS)], dtype, op, root), turn % 3 == 0
-                if kind.has_blocks and op in (None, ReduceKind.SUM):
+                if kind.has_blocks and op in (None, ReduceKind.SUM, ReduceKind.LXOR):
                     pairs = kind is CollectiveKind.ALL_TO_ALL
                     blocks = [(5 * block + turn) % 7 for block in range(nranks**2 if pairs else nranks)]
                     vector = Collective(kind, nranks, sum(blocks), dtype, op, root, counts=tuple(blocks))
@@ -60,7 +60,7 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
             premul = collective.op is ReduceKind.PREMUL_SUM
             expected = reference(collective, inputs, factors if premul else None)[comm.rank]
             mine = invocation(collective.with_in_place(in_place), comm.rank, inputs[comm.rank], factors[comm.rank])
-            getattr(comm, mine.name)(*mine.args)
+            getattr(InForm(comm, turn // 3), mine.name)(*mine.args)
             got = mine.output()
             count += 1
             name = f"{turn}: {collective}"
@@ -83,10 +83,11 @@ def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_every_dtype_op_and_collective_equals_numpy(name: str) -> None:
-    vendors = TOPOLOGIES[name]
-    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=ENV, timeout=100)
+# Vendors are called in the jobs of tests/test_mixed_vendors.py too.
+@pytest.mark.parametrize(("name", "inlined"), [*((name, True) for name in TOPOLOGIES), ("2+1+1", False)])
+def test_every_dtype_op_and_collective_equals_numpy(name: str, inlined: bool) -> None:
+    vendors, env = TOPOLOGIES[name], ENV if inlined else ENV | {"HETCOMM_INLINE_BYTES": "0"}
+    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=env, timeout=100)
     for rank, (count, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"
         assert count == len(list(cases(len(vendors))))

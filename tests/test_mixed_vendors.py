@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from hetcomm.testing import reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
 
+from .runtime.invoke import InForm
+
 # Clusters of one, two and three ranks, one after the other or scattered; few of Gloo: importing PyTorch is slow.
 JOBS = {
     "mpi+oneccl": ("mpi", "oneccl", "oneccl", "mpi", "oneccl"),
@@ -30,6 +33,8 @@ LARGE = 70_001  # in pieces that overlap
 READING = (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL)
 WRITING = (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER, CollectiveKind.ALL_TO_ALL)
 ORDERING = (ReduceKind.MIN, ReduceKind.MAX)
+REDUCING = (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE, CollectiveKind.REDUCE_SCATTER)
+BITS = [ReduceKind(name) for name in ("band", "bor", "bxor", "land", "lor", "lxor")]
 GAP = 3  # what lies between blocks
 
 Array = Any
@@ -60,6 +65,9 @@ def cases(nranks: int) -> Iterator[Collective]:
                     counts = counts_of(kind, nranks, turn // 2) if vector else None
                     count = COUNTS[turn // 2 % len(COUNTS)] if counts is None else sum(counts)
                     yield Collective(kind, nranks, count, dtype, op, root, counts=counts)
+    for op, dtype in itertools.product(BITS, (DataType.BOOL, DataType.UINT16)):
+        turn += 1
+        yield Collective(REDUCING[turn % 3], nranks, LARGE, dtype, op, 0 if turn % 3 == 1 else None)
     for kind in CollectiveKind:
         op, root = ReduceKind.SUM if kind.reduces else None, nranks - 1 if kind.has_root else None
         yield Collective(kind, nranks, LARGE, DataType.INT32, op, root)
@@ -110,8 +118,8 @@ def places(one: Collective, rank: int, *, of_input: bool) -> list[tuple[int, int
     return list(one.out_blocks(rank)) if one.kind in WRITING else [(one.out_offset(rank), one.out_count(rank))]
 
 
-def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any) -> Array | None:
-    """Call the collective on this rank's packed input; its packed output, or None."""
+def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any, turn: int) -> Array | None:
+    """Call the collective on this rank's packed input, in one of its forms; its packed output, or None."""
     rank, kind, root = comm.rank, one.kind, one.root or 0
     rooted = kind in (CollectiveKind.SCATTER, CollectiveKind.GATHER)
     src: Any = np.full(one.buffer_count(rank) if one.in_place else one.in_extent(rank), GAP, array.dtype)
@@ -128,7 +136,7 @@ def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any) -> 
         src, dst = (None, dst) if kind is CollectiveKind.SCATTER else (src, None)
     elif kind is CollectiveKind.REDUCE and rank != root:
         dst = None
-    start(comm, one, src, dst, op)
+    start(InForm(comm, turn), one, src, dst, op)
     got = [result[offset : offset + count] for offset, count in places(one, rank, of_input=False)]
     if one.out_displs is not None and one.out_count(rank):
         between = np.full(result.size, True)
@@ -138,7 +146,7 @@ def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any) -> 
     return np.concatenate(got) if one.out_count(rank) else None
 
 
-def start(comm: hetcomm.Communicator, one: Collective, src: Array | None, dst: Array | None, op: Any) -> None:
+def start(comm: Any, one: Collective, src: Array | None, dst: Array | None, op: Any) -> None:
     """The method of that name, with its arguments."""
     root = one.root or 0
     if one.counts is not None:
@@ -188,7 +196,7 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
             premul = collective.op is ReduceKind.PREMUL_SUM
             op: Any = hetcomm.premul_sum(factors[comm.rank]) if premul else collective.op and collective.op.value
             expected = reference(collective, inputs, factors if premul else None)[comm.rank]
-            got = call(comm, as_passed(collective, comm.rank, (turn + comm.rank) % 4), inputs[comm.rank], op)
+            got = call(comm, as_passed(collective, comm.rank, (turn + comm.rank) % 4), inputs[comm.rank], op, turn)
             done += 1
             if got is None or expected is None:
                 if got is not expected:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,27 @@ def invocation(mine: Collective, rank: int, packed: Array | None, factor: int = 
     name = mine.kind.value + ("_v" if mine.counts is not None else "")
     args = (*_arrays(mine, rank, source, target), *_others(mine, rank, factor))
     return Invocation(name, args, mine, rank, source, target, source.copy())
+
+
+class InForm:
+    """A communicator whose collectives are called plainly, in the background or as persistent requests, in turns."""
+
+    def __init__(self, comm: Any, turn: int) -> None:
+        self.rank = comm.rank
+        self._comm, self._form = comm, ("plain", "background", "persistent")[turn % 3]
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*args: Any, **options: Any) -> None:
+            if self._form == "plain":
+                getattr(self._comm, name)(*args, **options)
+            elif self._form == "background":
+                getattr(self._comm, name)(*args, **options, async_op=True).wait()
+            else:
+                with getattr(self._comm, f"{name}_init")(*args, **options) as request:
+                    request.start()
+                    request.wait()
+
+        return call
 
 
 def equal(got: Array | None, wanted: Array | None) -> bool:
