@@ -16,6 +16,7 @@ import pytest
 import hetcomm
 from hetcomm._ranks.launch import mpi_command
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
@@ -232,6 +233,16 @@ def run_points() -> dict[str, Any]:
             "alone": alone if alone is None else (alone.rank, alone.nranks),
             "clusters": [(c.name, c.vendor, tuple(c.ranks)) for c in crossing.topology.clusters],
             "labels": [span.label for span in trace.timeline.spans],
+            "by the vendor": [
+                f"{dtype} {op}"
+                for dtype in ("i4", "u2", "?", "f4")
+                for op in ("sum", "max", "bxor", "lor")
+                if hetcomm.types.has_meaning(ReduceKind(op), DataType(np.dtype(dtype).name))
+                and any(
+                    isinstance(step, VendorCall)
+                    for step in comm.explain("all_reduce", np.ones(50, dtype), op=op).program.steps
+                )
+            ],
             "explained": str(comm.explain("all_reduce", np.ones(50))),
             "sent": comm.statistics().bytes_between_clusters,
         }
@@ -247,6 +258,9 @@ def test_messages_split_and_trace() -> None:
         assert [name for name, _, _ in result["clusters"]] == ["mpi", "oneccl"]
         added = [label for label in result["labels"] if label.startswith("vendor ") and " sum " in label]
         assert added, "the vendors do the sums"
+        reduced = ["i4 sum", "i4 max", "i4 bxor", "i4 lor", "u2 sum", "u2 max", "u2 bxor", "u2 lor", "f4 sum", "f4 max"]
+        lacking = ("bxor", "lor") if rank > 1 else ()  # in oneCCL; no vendor reduces bool
+        assert result["by the vendor"] == [each for each in reduced if not each.endswith(lacking)]
         assert "bytes between clusters: 800, the least possible: 800" in result["explained"]
         assert result["sent"] > 0
     longer, shorter = results[1]["errors"]

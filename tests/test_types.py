@@ -49,7 +49,7 @@ def test_data_types_are_numpys(dtype: DataType) -> None:
     assert found.itemsize == dtype.itemsize
     assert dtype.is_integer == (found.kind in "iu")
     assert dtype.is_complex == (found.kind == "c")
-    assert dtype.is_signed == (found.kind not in "bu")
+    assert dtype.is_signed == (found.kind not in ("b", "u"))
     assert dtype.is_inexact == (found.kind not in "biu")
     assert DataType(dtype.value) is dtype
 
