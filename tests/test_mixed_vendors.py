@@ -18,7 +18,7 @@ from hetcomm.testing import reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
 
-from .runtime.invoke import InForm
+from .runtime.invoke import BITWISE, InForm, equal
 
 # Clusters of one, two and three ranks, one after the other or scattered; few of Gloo: importing PyTorch is slow.
 JOBS = {
@@ -74,12 +74,16 @@ def cases(nranks: int) -> Iterator[Collective]:
 
 
 def inputs_of(collective: Collective, turn: int) -> list[Array]:
-    """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
+    """Whole numbers small enough that every order of operations gives the same bits, for bitwise ops any integers, and
+    for min and max some NaN."""
     rng = np.random.default_rng(turn)
     low = 1 if collective.op is ReduceKind.PROD else -2 if collective.dtype.is_signed else 0
     found = []
     for rank in range(collective.nranks):
-        array = rng.integers(low, 3, collective.in_count(rank)).astype(numpy_dtype(collective.dtype))
+        dtype, count = numpy_dtype(collective.dtype), collective.in_count(rank)
+        array = rng.integers(low, 3, count).astype(dtype)
+        if collective.op in BITWISE and collective.dtype.is_integer:
+            array = rng.integers(0, 256, count * dtype.itemsize, np.uint8).view(dtype)
         if collective.op in ORDERING and collective.dtype.is_inexact and rank == 1:
             array[::3] = np.nan
         found.append(array)
@@ -202,7 +206,7 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
                 if got is not expected:
                     wrong.append(f"{turn}: {collective}: {got} instead of {expected}")
                 continue
-            if not np.array_equal(got.astype("c16"), expected.astype("c16"), equal_nan=True):
+            if not equal(got, expected):
                 wrong.append(f"{turn}: {collective}: {got} instead of {expected}")
             if collective.kind.is_same_everywhere:
                 digests[f"{turn}: {collective}"] = hashlib.sha256(got.tobytes()).hexdigest()
