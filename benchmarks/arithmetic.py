@@ -28,11 +28,11 @@ from hetcomm._conformance.reference import numpy_dtype
 from hetcomm._ext import ucp
 from hetcomm.runtime import local
 from hetcomm.runtime.buffers import memory
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import COMBINING, DataType, ReduceKind, has_meaning
 
 NRANKS = 3
-UFUNCS: dict[str, Any] = {"sum": numpy.add, "prod": numpy.multiply, "min": numpy.minimum, "max": numpy.maximum}
-SCALES = ["average", "multiply", "fill"]
+UFUNCS: dict[str, Any] = {op.value: getattr(numpy, op.ufunc) for op in COMBINING}
+SCALES = {"average": ReduceKind.AVG, "multiply": ReduceKind.PREMUL_SUM, "fill": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def measure(dtype: DataType, operation: str, nbytes: int, turns: int) -> Figure:
     by_numpy: dict[str, Callable[[], object]] = {
         "average": lambda: local.average(src, dst, NRANKS),
         "multiply": lambda: local.multiply(src, dst, 1),
-        "fill": lambda: local.fill(dst, ReduceKind.SUM),
+        "fill": lambda: local.fill(dst, ReduceKind.MAX if dtype is DataType.BOOL else ReduceKind.SUM),
     }
     others = by_numpy.get(operation) or (lambda: UFUNCS[operation](target, source, out=target))
     contenders: tuple[Callable[[], object], ...] = binding(False), binding(True), others
@@ -103,7 +103,8 @@ def main() -> None:
     for nbytes in asked.nbytes:
         for dtype in map(DataType, asked.dtypes or ["float32", "float64", "float16", "bfloat16", "int32", "complex64"]):
             for operation in asked.operations or [*UFUNCS, *SCALES]:
-                if dtype.is_complex and operation in ("min", "max"):
+                op = SCALES[operation] if operation in SCALES else ReduceKind(operation)
+                if op is not None and not has_meaning(op, dtype):
                     continue
                 turns = max(5, asked.turns * (256 << 10) // max(nbytes, 256 << 10))
                 made = measure(dtype, operation, nbytes, turns)

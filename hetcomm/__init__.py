@@ -18,6 +18,12 @@ from hetcomm.runtime.shared import shared_empty
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import (
     AVG,
+    BAND,
+    BOR,
+    BXOR,
+    LAND,
+    LOR,
+    LXOR,
     MAX,
     MIN,
     PROD,
@@ -34,6 +40,12 @@ from hetcomm.types import (
 
 __all__ = [
     "AVG",
+    "BAND",
+    "BOR",
+    "BXOR",
+    "LAND",
+    "LOR",
+    "LXOR",
     "MAX",
     "MIN",
     "PROD",

@@ -20,6 +20,13 @@ from hetcomm.errors import UsageError
 
 __all__ = [
     "AVG",
+    "BAND",
+    "BOR",
+    "BXOR",
+    "COMBINING",
+    "LAND",
+    "LOR",
+    "LXOR",
     "MAX",
     "MIN",
     "PROD",
@@ -35,6 +42,8 @@ __all__ = [
     "ReduceKind",
     "ReduceOp",
     "Variable",
+    "check_meaning",
+    "has_meaning",
     "identity",
     "premul_sum",
 ]
@@ -45,6 +54,7 @@ Number = int | float | complex
 class DataType(enum.Enum):
     """An element type; the value is NumPy's (and `ml_dtypes`') name for it."""
 
+    BOOL = "bool"
     INT8 = "int8"
     INT16 = "int16"
     INT32 = "int32"
@@ -61,14 +71,16 @@ class DataType(enum.Enum):
     COMPLEX128 = "complex128"
 
     def __init__(self, name: str) -> None:
-        self.itemsize = int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
+        self.itemsize = int(name.lstrip("abcdefghijklmnopqrstuvwxyz") or 8) // 8
         """Size of one element in bytes."""
         self.is_integer = name.startswith(("int", "uint"))
         self.is_complex = name.startswith("complex")
+        self.is_inexact = "float" in name or self.is_complex
+        """Whether its numbers are rounded and may be NaN."""
 
     @property
     def is_signed(self) -> bool:
-        return not self.value.startswith("uint")
+        return not self.value.startswith(("uint", "bool"))
 
 
 class ReduceKind(enum.Enum):
@@ -78,17 +90,60 @@ class ReduceKind(enum.Enum):
     PROD = "prod"
     MIN = "min"
     MAX = "max"
+    BAND = "band"
+    BOR = "bor"
+    BXOR = "bxor"
+    LAND = "land"
+    LOR = "lor"
+    LXOR = "lxor"
     AVG = "avg"
     PREMUL_SUM = "premul_sum"
+
+    @property
+    def combining(self) -> ReduceKind:
+        """The binary operation underneath: `SUM` for `AVG` and `PREMUL_SUM`, else the kind itself."""
+        return self if self in _UFUNCS else ReduceKind.SUM
+
+    @property
+    def ufunc(self) -> str:
+        """NumPy's name of the binary operation underneath."""
+        return _UFUNCS[self.combining]
+
+    @property
+    def is_logical(self) -> bool:
+        """Whether results are 0 or 1, whatever the inputs."""
+        return self in (ReduceKind.LAND, ReduceKind.LOR, ReduceKind.LXOR)
+
+
+_UFUNCS = {
+    ReduceKind.SUM: "add",
+    ReduceKind.PROD: "multiply",
+    ReduceKind.MIN: "minimum",
+    ReduceKind.MAX: "maximum",
+    ReduceKind.BAND: "bitwise_and",
+    ReduceKind.BOR: "bitwise_or",
+    ReduceKind.BXOR: "bitwise_xor",
+    ReduceKind.LAND: "logical_and",
+    ReduceKind.LOR: "logical_or",
+    ReduceKind.LXOR: "logical_xor",
+}
+COMBINING = tuple(_UFUNCS)
+"""The binary operations, which vendors and programs have; `AVG` and `PREMUL_SUM` are composed of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReduceOp:
-    """A reduction operation: `SUM`, `PROD`, `MIN`, `MAX`, `AVG`, or `premul_sum(factor)`.
+    """A reduction operation: `SUM`, `PROD`, `MIN`, `MAX`, `BAND`, `BOR`, `BXOR`, `LAND`, `LOR`, `LXOR`, `AVG`, or
+    `premul_sum(factor)`.
 
     Integer sums and products wrap around as NumPy's do. `AVG` is the sum divided once by the number of
     ranks; on integers the quotient is truncated towards zero, as NCCL does. NaN propagates
     through `MIN` and `MAX`.
+
+    The bitwise ops `BAND`, `BOR` and `BXOR` and the logical ones `LAND`, `LOR` and `LXOR` are for integers and bool, as
+    in MPI. A logical op takes every element but 0 as true, and gives 0 or 1 in the array's dtype, on a single rank too.
+    On bool both are the same, `MIN` is and, `MAX` is or, and the others are refused: MPI has no sum of bool, NumPy's is
+    a count, and that of `numpy.add` an or.
     """
 
     kind: ReduceKind
@@ -106,25 +161,26 @@ class ReduceOp:
         if isinstance(op, ReduceOp):
             return op
         name = op if isinstance(op, str) else _mpi_op_name(op)
-        found = _BY_NAME.get(name.lower()) if name is not None else None
+        lowered = "" if name is None else name.lower()
+        found = _BY_NAME.get(lowered)
         if found is not None:
             return found
-        if name is not None and name.lower() == "premul_sum":
+        if lowered == "premul_sum":
             raise UsageError(
                 "op 'premul_sum' needs each rank's factor",
                 remedy="Pass op=hetcomm.premul_sum(factor).",
+            )
+        if lowered in _OF_PAIRS:
+            least = _OF_PAIRS[lowered]
+            raise UsageError(
+                f"op {lowered!r} reduces pairs of a value and an index, and no dtype of arrays here is such a pair",
+                remedy=f"Reduce the values with op={least!r}; then numpy.where(values == result, rank, nranks) with "
+                "op='min' gives the lowest rank that has it.",
             )
         raise UsageError(
             f"op {op!r} is no reduction hetcomm knows",
             remedy=f"Use one of {', '.join(map(repr, _BY_NAME))}, or hetcomm.premul_sum(factor).",
         )
-
-    @property
-    def combining(self) -> ReduceKind:
-        """The binary operation underneath: `SUM` for `AVG` and `PREMUL_SUM`, else the kind itself."""
-        if self.kind in (ReduceKind.AVG, ReduceKind.PREMUL_SUM):
-            return ReduceKind.SUM
-        return self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +194,15 @@ SUM = ReduceOp(ReduceKind.SUM)
 PROD = ReduceOp(ReduceKind.PROD)
 MIN = ReduceOp(ReduceKind.MIN)
 MAX = ReduceOp(ReduceKind.MAX)
+BAND = ReduceOp(ReduceKind.BAND)
+BOR = ReduceOp(ReduceKind.BOR)
+BXOR = ReduceOp(ReduceKind.BXOR)
+LAND = ReduceOp(ReduceKind.LAND)
+LOR = ReduceOp(ReduceKind.LOR)
+LXOR = ReduceOp(ReduceKind.LXOR)
 AVG = ReduceOp(ReduceKind.AVG)
-_BY_NAME = {op.kind.value: op for op in (SUM, PROD, MIN, MAX, AVG)}
+_BY_NAME = {op.kind.value: op for op in (SUM, PROD, MIN, MAX, BAND, BOR, BXOR, LAND, LOR, LXOR, AVG)}
+_OF_PAIRS = {"minloc": "min", "maxloc": "max"}
 
 
 def premul_sum(factor: Number) -> PremulSum:
@@ -160,30 +223,72 @@ def _mpi_op_name(op: Any) -> str | None:
     if type(op).__module__ != "mpi4py.MPI" or type(op).__name__ != "Op":
         return None
     mpi = sys.modules["mpi4py.MPI"]
-    return next((name for name in ("sum", "prod", "min", "max") if op == getattr(mpi, name.upper())), None)
+    names = (*(kind.value for kind in COMBINING), *_OF_PAIRS)
+    return next((name for name in names if op == getattr(mpi, name.upper())), None)
+
+
+def has_meaning(kind: ReduceKind, dtype: DataType) -> bool:
+    """Whether elements of that type can be reduced so; `ReduceOp` says what is decided."""
+    match kind:
+        case ReduceKind.MIN | ReduceKind.MAX:
+            return not dtype.is_complex
+        case ReduceKind.SUM | ReduceKind.PROD | ReduceKind.AVG | ReduceKind.PREMUL_SUM:
+            return dtype is not DataType.BOOL
+        case _:
+            return not dtype.is_inexact
+
+
+def check_meaning(kind: ReduceKind, dtype: DataType) -> None:
+    """Refuse an op for elements that it has no meaning for.
+
+    Raises:
+        UsageError: It has none; the remedy says what to do instead.
+    """
+    if has_meaning(kind, dtype):
+        return
+    name = f"op '{kind.value}' has no meaning for {dtype.value}"
+    if dtype is DataType.BOOL:
+        raise UsageError(
+            f"{name}: it could be a count or a logical operation",
+            remedy="Use op='lor' (true on any rank) or op='land' (true on all), or reduce array.astype('int64').",
+        )
+    if kind in (ReduceKind.MIN, ReduceKind.MAX):
+        raise UsageError(
+            f"{name}: complex numbers have no order",
+            remedy="Reduce the real and imaginary parts, or the absolute value.",
+        )
+    raise UsageError(
+        f"{name}: it is for integers and bool",
+        remedy="Reduce array != 0, which is bool."
+        if kind.is_logical
+        else "Reduce array.view() as unsigned integers, if it is the bits that count.",
+    )
 
 
 def identity(kind: ReduceKind, dtype: DataType) -> Number:
-    """The element that changes nothing when combined: 0, 1, or the dtype's lowest or highest value.
+    """The element that changes nothing when combined: 0, 1, all bits, or the dtype's lowest or highest value.
 
-    For floating types the lowest and highest are the infinities. There is none for complex min and max.
+    For floating types the lowest and highest are the infinities. A logical op makes any element but 0 a 1.
+
+    Raises:
+        UsageError: The op has no meaning for the dtype.
     """
-    match kind:
-        case ReduceKind.SUM | ReduceKind.AVG | ReduceKind.PREMUL_SUM:
-            return 0
-        case ReduceKind.PROD:
+    check_meaning(kind, dtype)
+    bits = 8 * dtype.itemsize
+    match kind.combining:
+        case ReduceKind.PROD | ReduceKind.LAND:
             return 1
+        case ReduceKind.BAND:
+            return -1 if dtype.is_signed else 1 if dtype is DataType.BOOL else (1 << bits) - 1
         case ReduceKind.MIN | ReduceKind.MAX:
-            if dtype.is_complex:
-                raise UsageError(
-                    f"op '{kind.value}' has no meaning for {dtype.value}: complex numbers have no order",
-                    remedy="Reduce the real and imaginary parts, or the absolute value.",
-                )
-            if not dtype.is_integer:
+            if dtype.is_inexact:
                 return -math.inf if kind is ReduceKind.MAX else math.inf
-            bits = 8 * dtype.itemsize
+            if dtype is DataType.BOOL:
+                return int(kind is ReduceKind.MIN)
             low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
             return low if kind is ReduceKind.MAX else high
+        case _:
+            return 0
 
 
 class MemoryKind(enum.Enum):

@@ -51,6 +51,34 @@ def test_in_place_forms() -> None:
     run_threads(TOPOLOGY, job)
 
 
+@pytest.mark.parametrize("nranks", [1, 3])
+def test_logical_ops_give_0_and_1_in_every_form(nranks: int) -> None:
+    def job(comm: Communicator) -> None:
+        given = np.array([0, 6, -2, 5, 0, 256]) * (comm.rank != 1)
+        for op, expected in (("land", [0, 1, 1, 1, 0, 1]), ("lor", [0, 1, 1, 1, 0, 1]), ("lxor", [0, 1, 1, 1, 0, 1])):
+            wanted = np.array(expected) * (0 if nranks == 3 and op in ("land", "lxor") else 1)
+            array, out = given.copy(), np.full(6, 9)
+            comm.all_reduce(array, out, op)
+            assert out.tolist() == wanted.tolist(), op
+            assert array.tolist() == given.tolist()
+            comm.all_reduce(array, op=op)
+            assert array.tolist() == wanted.tolist(), op
+            comm.reduce(given, out if comm.rank == 0 else None, 0, op)
+            assert out.tolist() == wanted.tolist(), op
+            own = wanted.reshape(nranks, -1)[comm.rank]
+            block = np.full(6 // nranks, 9)
+            comm.reduce_scatter(given, block, op=op)
+            assert block.tolist() == own.tolist(), op
+            counts, apart = [6 // nranks] * nranks, np.full(12, 9)
+            displs = [2 * rank * counts[0] for rank in range(nranks)]
+            for rank, displ in enumerate(displs):
+                apart[displ : displ + counts[0]] = given.reshape(nranks, -1)[rank]
+            comm.reduce_scatter_v(apart, block, counts, op, displs)
+            assert block.tolist() == own.tolist(), op
+
+    run_threads(clusters(*[1] * nranks), job)
+
+
 def test_ranks_need_no_buffer_they_do_not_use() -> None:
     def job(comm: Communicator) -> None:
         source = np.full(3, comm.rank)

@@ -17,10 +17,11 @@ import pytest
 import hetcomm
 from hetcomm._ranks.launch import mpi_command
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import RanksFailed, reference, run_ranks
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import DataType, ReduceKind, has_meaning
 
-from .runtime.invoke import equal, inputs_of, invocation
+from .runtime.invoke import InForm, equal, inputs_of, invocation
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -32,17 +33,17 @@ ENV = {"HETCOMM_TIMEOUT": "40"}
 
 
 def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
-    """Every dtype, op and collective, and every vector form; counts, roots and places take turns."""
+    """Every dtype, op and collective, and every vector form; counts, roots, places and forms of call take turns."""
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
             for op in ReduceKind if kind.reduces else (None,):
-                if dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX):
+                if op is not None and not has_meaning(op, dtype):
                     continue
                 turn += 1
                 root = turn % nranks if kind.has_root else None
                 yield Collective(kind, nranks, COUNTS[turn % len(COUNTS)], dtype, op, root), turn % 3 == 0
-                if kind.has_blocks and op in (None, ReduceKind.SUM):
+                if kind.has_blocks and op in (None, ReduceKind.SUM, ReduceKind.LXOR):
                     pairs = kind is CollectiveKind.ALL_TO_ALL
                     blocks = [(5 * block + turn) % 7 for block in range(nranks**2 if pairs else nranks)]
                     vector = Collective(kind, nranks, sum(blocks), dtype, op, root, counts=tuple(blocks))
@@ -61,7 +62,7 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
             premul = collective.op is ReduceKind.PREMUL_SUM
             expected = reference(collective, inputs, factors if premul else None)[comm.rank]
             mine = invocation(collective.with_in_place(in_place), comm.rank, inputs[comm.rank], factors[comm.rank])
-            getattr(comm, mine.name)(*mine.args)
+            getattr(InForm(comm, turn // 3), mine.name)(*mine.args)
             got = mine.output()
             count += 1
             name = f"{turn}: {collective}"
@@ -84,10 +85,11 @@ def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_every_dtype_op_and_collective_equals_numpy(name: str) -> None:
-    vendors = TOPOLOGIES[name]
-    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=ENV, timeout=100)
+# Vendors are called in the jobs of tests/test_mixed_vendors.py too.
+@pytest.mark.parametrize(("name", "inlined"), [*((name, True) for name in TOPOLOGIES), ("2+1+1", False)])
+def test_every_dtype_op_and_collective_equals_numpy(name: str, inlined: bool) -> None:
+    vendors, env = TOPOLOGIES[name], ENV if inlined else ENV | {"HETCOMM_INLINE_BYTES": "0"}
+    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=env, timeout=100)
     for rank, (count, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"
         assert count == len(list(cases(len(vendors))))
@@ -232,6 +234,16 @@ def run_points() -> dict[str, Any]:
             "alone": alone if alone is None else (alone.rank, alone.nranks),
             "clusters": [(c.name, c.vendor, tuple(c.ranks)) for c in crossing.topology.clusters],
             "labels": [span.label for span in trace.timeline.spans],
+            "by the vendor": [
+                f"{dtype} {op}"
+                for dtype in ("i4", "u2", "?", "f4")
+                for op in ("sum", "max", "bxor", "lor")
+                if hetcomm.types.has_meaning(ReduceKind(op), DataType(np.dtype(dtype).name))
+                and any(
+                    isinstance(step, VendorCall)
+                    for step in comm.explain("all_reduce", np.ones(50, dtype), op=op).program.steps
+                )
+            ],
             "explained": str(comm.explain("all_reduce", np.ones(50))),
             "sent": comm.statistics().bytes_between_clusters,
         }
@@ -247,6 +259,9 @@ def test_messages_split_and_trace() -> None:
         assert [name for name, _, _ in result["clusters"]] == ["mpi", "oneccl"]
         added = [label for label in result["labels"] if label.startswith("vendor ") and " sum " in label]
         assert added, "the vendors do the sums"
+        reduced = ["i4 sum", "i4 max", "i4 bxor", "i4 lor", "u2 sum", "u2 max", "u2 bxor", "u2 lor", "f4 sum", "f4 max"]
+        lacking = ("bxor", "lor") if rank > 1 else ()  # in oneCCL; no vendor reduces bool
+        assert result["by the vendor"] == [each for each in reduced if not each.endswith(lacking)]
         assert "bytes between clusters: 800, the least possible: 800" in result["explained"]
         assert result["sent"] > 0
     longer, shorter = results[1]["errors"]

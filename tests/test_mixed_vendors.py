@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 import hetcomm
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import reference, run_ranks
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import DataType, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
+
+from .runtime.invoke import BITWISE, InForm, equal
 
 # Clusters of one, two and three ranks, one after the other or scattered; few of Gloo: importing PyTorch is slow.
 JOBS = {
@@ -30,6 +33,8 @@ LARGE = 70_001  # in pieces that overlap
 READING = (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL)
 WRITING = (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER, CollectiveKind.ALL_TO_ALL)
 ORDERING = (ReduceKind.MIN, ReduceKind.MAX)
+REDUCING = (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE, CollectiveKind.REDUCE_SCATTER)
+BITS = [ReduceKind(name) for name in ("band", "bor", "bxor", "land", "lor", "lxor")]
 GAP = 3  # what lies between blocks
 
 Array = Any
@@ -52,7 +57,7 @@ def cases(nranks: int) -> Iterator[Collective]:
     for dtype in DataType:
         for kind in CollectiveKind:
             for op in ReduceKind if kind.reduces else (None,):
-                if dtype.is_complex and op in ORDERING:
+                if op is not None and not has_meaning(op, dtype):
                     continue
                 for vector in (False, True) if kind.has_blocks else (False,):
                     turn += 1
@@ -60,19 +65,26 @@ def cases(nranks: int) -> Iterator[Collective]:
                     counts = counts_of(kind, nranks, turn // 2) if vector else None
                     count = COUNTS[turn // 2 % len(COUNTS)] if counts is None else sum(counts)
                     yield Collective(kind, nranks, count, dtype, op, root, counts=counts)
+    for op, dtype in itertools.product(BITS, (DataType.BOOL, DataType.UINT16)):
+        turn += 1
+        yield Collective(REDUCING[turn % 3], nranks, LARGE, dtype, op, 0 if turn % 3 == 1 else None)
     for kind in CollectiveKind:
         op, root = ReduceKind.SUM if kind.reduces else None, nranks - 1 if kind.has_root else None
         yield Collective(kind, nranks, LARGE, DataType.INT32, op, root)
 
 
 def inputs_of(collective: Collective, turn: int) -> list[Array]:
-    """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
+    """Whole numbers small enough that every order of operations gives the same bits, for bitwise ops any integers, and
+    for min and max some NaN."""
     rng = np.random.default_rng(turn)
-    low = -2 if collective.dtype.is_signed and collective.op is not ReduceKind.PROD else 1
+    low = 1 if collective.op is ReduceKind.PROD else -2 if collective.dtype.is_signed else 0
     found = []
     for rank in range(collective.nranks):
-        array = rng.integers(low, 3, collective.in_count(rank)).astype(numpy_dtype(collective.dtype))
-        if collective.op in ORDERING and not collective.dtype.is_integer and rank == 1:
+        dtype, count = numpy_dtype(collective.dtype), collective.in_count(rank)
+        array = rng.integers(low, 3, count).astype(dtype)
+        if collective.op in BITWISE and collective.dtype.is_integer:
+            array = rng.integers(0, 256, count * dtype.itemsize, np.uint8).view(dtype)
+        if collective.op in ORDERING and collective.dtype.is_inexact and rank == 1:
             array[::3] = np.nan
         found.append(array)
     return found
@@ -110,8 +122,8 @@ def places(one: Collective, rank: int, *, of_input: bool) -> list[tuple[int, int
     return list(one.out_blocks(rank)) if one.kind in WRITING else [(one.out_offset(rank), one.out_count(rank))]
 
 
-def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any) -> Array | None:
-    """Call the collective on this rank's packed input; its packed output, or None."""
+def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any, turn: int) -> Array | None:
+    """Call the collective on this rank's packed input, in one of its forms; its packed output, or None."""
     rank, kind, root = comm.rank, one.kind, one.root or 0
     rooted = kind in (CollectiveKind.SCATTER, CollectiveKind.GATHER)
     src: Any = np.full(one.buffer_count(rank) if one.in_place else one.in_extent(rank), GAP, array.dtype)
@@ -128,17 +140,17 @@ def call(comm: hetcomm.Communicator, one: Collective, array: Array, op: Any) -> 
         src, dst = (None, dst) if kind is CollectiveKind.SCATTER else (src, None)
     elif kind is CollectiveKind.REDUCE and rank != root:
         dst = None
-    start(comm, one, src, dst, op)
+    start(InForm(comm, turn), one, src, dst, op)
     got = [result[offset : offset + count] for offset, count in places(one, rank, of_input=False)]
     if one.out_displs is not None and one.out_count(rank):
         between = np.full(result.size, True)
         for offset, count in one.out_blocks(rank):
             between[offset : offset + count] = False
-        assert (result[between] == GAP).all(), f"{one} wrote between blocks"
+        assert (result[between] == array.dtype.type(GAP)).all(), f"{one} wrote between blocks"
     return np.concatenate(got) if one.out_count(rank) else None
 
 
-def start(comm: hetcomm.Communicator, one: Collective, src: Array | None, dst: Array | None, op: Any) -> None:
+def start(comm: Any, one: Collective, src: Array | None, dst: Array | None, op: Any) -> None:
     """The method of that name, with its arguments."""
     root = one.root or 0
     if one.counts is not None:
@@ -188,13 +200,13 @@ def run_matrix() -> tuple[int, list[str], dict[str, str]]:
             premul = collective.op is ReduceKind.PREMUL_SUM
             op: Any = hetcomm.premul_sum(factors[comm.rank]) if premul else collective.op and collective.op.value
             expected = reference(collective, inputs, factors if premul else None)[comm.rank]
-            got = call(comm, as_passed(collective, comm.rank, (turn + comm.rank) % 4), inputs[comm.rank], op)
+            got = call(comm, as_passed(collective, comm.rank, (turn + comm.rank) % 4), inputs[comm.rank], op, turn)
             done += 1
             if got is None or expected is None:
                 if got is not expected:
                     wrong.append(f"{turn}: {collective}: {got} instead of {expected}")
                 continue
-            if not np.array_equal(got.astype("c16"), expected.astype("c16"), equal_nan=True):
+            if not equal(got, expected):
                 wrong.append(f"{turn}: {collective}: {got} instead of {expected}")
             if collective.kind.is_same_everywhere:
                 digests[f"{turn}: {collective}"] = hashlib.sha256(got.tobytes()).hexdigest()

@@ -17,6 +17,13 @@ from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.errors import UsageError
 from hetcomm.types import (
     AVG,
+    BAND,
+    BOR,
+    BXOR,
+    COMBINING,
+    LAND,
+    LOR,
+    LXOR,
     MAX,
     MIN,
     PROD,
@@ -30,6 +37,7 @@ from hetcomm.types import (
     PremulSum,
     ReduceKind,
     ReduceOp,
+    has_meaning,
     identity,
     premul_sum,
 )
@@ -44,15 +52,16 @@ def test_data_types_are_numpys(dtype: DataType) -> None:
     assert found.itemsize == dtype.itemsize
     assert dtype.is_integer == (found.kind in "iu")
     assert dtype.is_complex == (found.kind == "c")
-    assert dtype.is_signed == (found.kind != "u")
+    assert dtype.is_signed == (found.kind not in ("b", "u"))
+    assert dtype.is_inexact == (found.kind not in "biu")
     assert DataType(dtype.value) is dtype
 
 
-def test_there_are_fourteen_data_types() -> None:
-    assert [dtype.itemsize for dtype in DataType] == [1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 8, 16]
+def test_there_are_fifteen_data_types() -> None:
+    assert [dtype.itemsize for dtype in DataType] == [1, 1, 2, 4, 8, 1, 2, 4, 8, 2, 2, 4, 8, 8, 16]
 
 
-@pytest.mark.parametrize("op", [SUM, PROD, MIN, MAX, AVG])
+@pytest.mark.parametrize("op", [SUM, PROD, MIN, MAX, BAND, BOR, BXOR, LAND, LOR, LXOR, AVG])
 def test_parse_takes_strings_and_operations(op: ReduceOp) -> None:
     assert ReduceOp.parse(op.kind.value) is op
     assert ReduceOp.parse(op.kind.value.upper()) is op
@@ -64,13 +73,14 @@ REAL_OPERATIONS = """
 from mpi4py import MPI
 from hetcomm.errors import UsageError
 from hetcomm.types import ReduceOp
-for op in (MPI.SUM, MPI.PROD, MPI.MIN, MPI.MAX):
-    print(ReduceOp.parse(op))
-for op in (MPI.BAND, MPI.OP_NULL, MPI.Op.Create(lambda a, b, t: None)):
+for op in (
+    MPI.SUM, MPI.PROD, MPI.MIN, MPI.MAX, MPI.BAND, MPI.BOR, MPI.BXOR, MPI.LAND, MPI.LOR, MPI.LXOR,
+    MPI.MINLOC, MPI.MAXLOC, MPI.REPLACE, MPI.OP_NULL, MPI.Op.Create(lambda a, b, t: None),
+):
     try:
         print(ReduceOp.parse(op))
     except UsageError as error:
-        print("refused")
+        print("no-pairs" if "pairs of a value and an index" in str(error) else "refused")
 """
 
 
@@ -82,13 +92,24 @@ def test_parse_takes_real_mpi4py_operations() -> None:
     )
     if "cannot load MPI library" in done.stderr:
         pytest.skip("mpi4py finds no MPI library")
-    assert done.stdout.split() == ["sum", "prod", "min", "max", "refused", "refused", "refused"], done.stderr
+    wanted = [*(kind.value for kind in COMBINING), "no-pairs", "no-pairs", "refused", "refused", "refused"]
+    assert done.stdout.split() == wanted, done.stderr
 
 
 @pytest.mark.parametrize("op", ["xor", "", "mean", 3, None, SimpleNamespace(name="MPI_SUM"), ReduceKind.SUM, sum])
 def test_parse_refuses_anything_else_and_lists_the_operations(op: object) -> None:
-    with pytest.raises(UsageError, match=r"'sum', 'prod', 'min', 'max', 'avg', or hetcomm\.premul_sum\(factor\)"):
+    listed = r"'sum', 'prod', 'min', 'max', 'band', .*'lxor', 'avg', or hetcomm\.premul_sum\(factor\)"
+    with pytest.raises(UsageError, match=listed):
         ReduceOp.parse(op)
+
+
+@pytest.mark.parametrize(("name", "least"), [("minloc", "min"), ("MAXLOC", "max")])
+def test_where_an_extreme_lies_is_refused_with_what_to_do(name: str, least: str) -> None:
+    with pytest.raises(UsageError, match="pairs of a value and an index, and no dtype") as caught:
+        ReduceOp.parse(name)
+    assert f"op '{name.lower()}'" in caught.value.message
+    assert f"op={least!r}" in (caught.value.remedy or "")
+    assert "numpy.where(values == result, rank, nranks)" in (caught.value.remedy or "")
 
 
 def test_premul_sum_needs_its_factor() -> None:
@@ -103,14 +124,61 @@ def test_premul_sum_needs_its_factor() -> None:
 
 
 def test_combining_is_what_two_elements_undergo() -> None:
-    assert [op.combining for op in (SUM, PROD, MIN, MAX, AVG, premul_sum(1))] == [
-        ReduceKind.SUM,
-        ReduceKind.PROD,
-        ReduceKind.MIN,
-        ReduceKind.MAX,
-        ReduceKind.SUM,
-        ReduceKind.SUM,
-    ]
+    for kind in COMBINING:
+        assert kind.combining is kind
+    assert set(ReduceKind) - set(COMBINING) == {ReduceKind.AVG, ReduceKind.PREMUL_SUM}
+    assert {kind.combining for kind in set(ReduceKind) - set(COMBINING)} == {ReduceKind.SUM}
+
+
+def test_what_the_ops_do_to_two_elements() -> None:
+    one, other = numpy.array([6, 0, 0, 6], "i4"), numpy.array([3, 3, 0, 6], "i4")
+    assert {kind.value: getattr(numpy, kind.ufunc)(one, other).astype("i4").tolist() for kind in COMBINING} == {
+        "sum": [9, 3, 0, 12],
+        "prod": [18, 0, 0, 36],
+        "min": [3, 0, 0, 6],
+        "max": [6, 3, 0, 6],
+        "band": [2, 0, 0, 6],
+        "bor": [7, 3, 0, 6],
+        "bxor": [5, 3, 0, 0],
+        "land": [1, 0, 0, 1],
+        "lor": [1, 1, 0, 1],
+        "lxor": [0, 1, 0, 0],
+    }
+    assert [kind for kind in ReduceKind if kind.is_logical] == [ReduceKind.LAND, ReduceKind.LOR, ReduceKind.LXOR]
+
+
+def test_which_ops_have_a_meaning_for_which_dtypes() -> None:
+    bits = ["band", "bor", "bxor", "land", "lor", "lxor"]
+    meant = {dtype: [kind.value for kind in ReduceKind if has_meaning(kind, dtype)] for dtype in DataType}
+    for dtype, ops in meant.items():
+        if dtype is DataType.BOOL:
+            assert ops == ["min", "max", *bits]
+        elif dtype.is_integer:
+            assert ops == ["sum", "prod", "min", "max", *bits, "avg", "premul_sum"]
+        elif dtype.is_complex:
+            assert ops == ["sum", "prod", "avg", "premul_sum"]
+        else:
+            assert ops == ["sum", "prod", "min", "max", "avg", "premul_sum"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "remedy"),
+    [
+        (ReduceKind.SUM, DataType.BOOL, "op='lor' (true on any rank) or op='land' (true on all)"),
+        (ReduceKind.PROD, DataType.BOOL, "op='land' (true on all)"),
+        (ReduceKind.AVG, DataType.BOOL, "array.astype('int64')"),
+        (ReduceKind.PREMUL_SUM, DataType.BOOL, "array.astype('int64')"),
+        (ReduceKind.BAND, DataType.FLOAT32, "array.view() as unsigned integers"),
+        (ReduceKind.BXOR, DataType.COMPLEX64, "array.view() as unsigned integers"),
+        (ReduceKind.LAND, DataType.FLOAT64, "array != 0"),
+        (ReduceKind.LOR, DataType.BFLOAT16, "array != 0"),
+        (ReduceKind.MAX, DataType.COMPLEX128, "real and imaginary parts"),
+    ],
+)
+def test_an_op_without_a_meaning_is_refused_with_what_to_do(kind: ReduceKind, dtype: DataType, remedy: str) -> None:
+    with pytest.raises(UsageError, match=f"op '{kind.value}' has no meaning for {dtype.value}") as caught:
+        identity(kind, dtype)
+    assert remedy in (caught.value.remedy or "")
 
 
 def samples(dtype: DataType) -> list[Number]:
@@ -118,27 +186,23 @@ def samples(dtype: DataType) -> list[Number]:
     if dtype.is_integer:
         info = numpy.iinfo(dtype.value)
         return [int(info.min), 0, 1, int(info.max)]
-    return [-math.inf, -1.5, 0.0, 2.0, math.inf]
+    return [False, True] if dtype is DataType.BOOL else [-math.inf, -1.5, 0.0, 2.0, math.inf]
 
 
 @pytest.mark.parametrize("dtype", DataType)
 @pytest.mark.parametrize("kind", ReduceKind)
 def test_the_identity_changes_nothing(kind: ReduceKind, dtype: DataType) -> None:
-    if dtype.is_complex and kind in (ReduceKind.MIN, ReduceKind.MAX):
-        with pytest.raises(UsageError, match="complex numbers have no order"):
+    if not has_meaning(kind, dtype):
+        with pytest.raises(UsageError, match="has no meaning"):
             identity(kind, dtype)
         return
     neutral = numpy.array([identity(kind, dtype)], numpy_dtype(dtype))
     values = [1 + 2j, -3.0] if dtype.is_complex else samples(dtype)
     for value in values:
         element = numpy.array([value], numpy_dtype(dtype))
-        combined = {
-            ReduceKind.PROD: numpy.multiply,
-            ReduceKind.MIN: numpy.minimum,
-            ReduceKind.MAX: numpy.maximum,
-        }.get(kind, numpy.add)(element, neutral)
-        assert combined.dtype == element.dtype
-        assert (combined == element).all(), (kind, dtype, value)
+        combined = getattr(numpy, kind.ufunc)(element, neutral)
+        assert combined.dtype == (bool if kind.is_logical else element.dtype)
+        assert (combined == (element != 0 if kind.is_logical else element)).all(), (kind, dtype, value)
 
 
 @pytest.mark.parametrize("dtype", [d for d in REAL if d.is_integer])

@@ -20,16 +20,11 @@ from hetcomm._cli.cases import Arrays, Case
 from hetcomm._cli.contenders import Bound
 from hetcomm._cli.patterns import Array
 from hetcomm.errors import CollectiveTimeoutError
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import COMBINING, DataType
 
 __all__ = ["Direct"]
 
-_FUNCTIONS = {
-    ReduceKind.SUM: numpy.add,
-    ReduceKind.PROD: numpy.multiply,
-    ReduceKind.MIN: numpy.minimum,
-    ReduceKind.MAX: numpy.maximum,
-}
+_FUNCTIONS = {kind: getattr(numpy, kind.ufunc) for kind in COMBINING}
 _PIECE = 128 << 10  # bytes: those of an output and of two inputs are in a second-level cache at one time
 _SPINS = 100  # looks at the flags before the processor is offered to others
 _LOOKS = 1 << 12  # between two looks at the clock
@@ -59,6 +54,8 @@ class Direct:
         """It is an all_reduce of what NumPy adds."""
         if case.name != "all_reduce" or case.op not in _FUNCTIONS or case.dtype is DataType.BFLOAT16:
             return "direct access is a baseline for an all_reduce of types and ops that NumPy has"
+        if case.op.is_logical and case.nranks == 1:
+            return "direct access copies what a single rank has"
         return None
 
     def bind(self, case: Case, arrays: Arrays) -> Bound:

@@ -20,7 +20,15 @@ from hetcomm.vendors import gloo_wiring, registry
 
 __all__ = ["Gloo"]
 
-_OPS = {ReduceKind.SUM: "SUM", ReduceKind.PROD: "PRODUCT", ReduceKind.MIN: "MIN", ReduceKind.MAX: "MAX"}
+_OPS = {
+    ReduceKind.SUM: "SUM",
+    ReduceKind.PROD: "PRODUCT",
+    ReduceKind.MIN: "MIN",
+    ReduceKind.MAX: "MAX",
+    ReduceKind.BAND: "BAND",
+    ReduceKind.BOR: "BOR",
+    ReduceKind.BXOR: "BXOR",
+}
 _REDUCED = {
     DataType.INT8: "int8",
     DataType.UINT8: "uint8",

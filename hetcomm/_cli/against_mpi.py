@@ -17,11 +17,10 @@ import hetcomm
 from hetcomm._cli.cases import SEND_RECV, Arrays, Case
 from hetcomm._cli.contenders import Bound
 from hetcomm._cli.patterns import Array
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import COMBINING, DataType
 
 __all__ = ["Mpi"]
 
-_OPS = {ReduceKind.SUM: "SUM", ReduceKind.PROD: "PROD", ReduceKind.MIN: "MIN", ReduceKind.MAX: "MAX"}
 _NOT_OF_MPI = (DataType.FLOAT16, DataType.BFLOAT16)
 
 
@@ -48,8 +47,12 @@ class Mpi:
 
     def refusal(self, case: Case) -> str | None:
         """Reductions that MPI lacks."""
-        if case.op is not None and case.op not in _OPS:
+        if case.op is not None and case.op not in COMBINING:
             return f"MPI has no op '{case.op.value}'"
+        if case.op is not None and case.dtype is DataType.BOOL and not case.op.is_logical:
+            return f"MPI has no op '{case.op.value}' of bool"
+        if case.op is not None and case.op.is_logical and case.nranks == 1:
+            return "MPI copies what a single rank has"
         if case.op is not None and case.dtype in _NOT_OF_MPI:
             return f"MPI has no type {case.dtype.value}"
         return None
@@ -58,7 +61,7 @@ class Mpi:
         """The method with its arguments."""
         source, target = (_known(array) for array in arrays.of(case))
         reads, writes = case.takes_part(self._rank)
-        op = [getattr(self._mpi, _OPS[case.op])] if case.op is not None else []
+        op = [getattr(self._mpi, case.op.name)] if case.op is not None else []
         root = [case.root] if case.root is not None else []
         if case.name == SEND_RECV:
             after, before = (self._rank + 1) % case.nranks, (self._rank - 1) % case.nranks
@@ -101,4 +104,4 @@ _METHODS = {
 
 def _known(array: Array) -> Array:
     """The same memory with a type that MPI moves."""
-    return array.view(numpy.uint16) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
+    return array.view(numpy.uint16) if array.dtype.itemsize == 2 and array.dtype.kind not in "biu" else array

@@ -52,10 +52,10 @@ def _period(dtype: DataType, op: ReduceKind | None, nranks: int) -> int:
             return _FACTORS * nranks
         case ReduceKind.SUM | ReduceKind.AVG | ReduceKind.PREMUL_SUM:
             return min(_ADDED, max(2, 1 + _most(dtype) // nranks))
-        case ReduceKind.MIN | ReduceKind.MAX:
-            return _COMPARED
         case None:
             return _MOVED
+        case _:
+            return _COMPARED
 
 
 def _most(dtype: DataType) -> int:
@@ -75,8 +75,10 @@ def _values(dtype: DataType, op: ReduceKind | None, nranks: int, rank: int) -> A
             raw = mixed % period if rank < _most(dtype) else 0 * mixed
         case ReduceKind.MIN | ReduceKind.MAX:
             raw = mixed % period - (period // 2 if dtype.is_signed else 0)
-        case None:
+        case _:
             raw = mixed % period
+    if dtype is DataType.BOOL or (op is not None and op.is_logical):
+        raw = raw % 3  # of which two are true
     array: Array = raw.astype(numpy_dtype(dtype))
     if dtype.is_complex and op is not ReduceKind.PROD:
         array += 1j * ((raw + 1) % 3)

@@ -193,9 +193,7 @@ class FakeDevice(Scheduler):
     def prepare(self, dtype: DataType, op: ReduceKind | None) -> None:
         """Note that it was called; see `unprepared`."""
         self._check_thread()
-        self._prepared |= {(dtype, None), (dtype, op)}
-        if op in (ReduceKind.AVG, ReduceKind.PREMUL_SUM):
-            self._prepared.add((dtype, ReduceKind.SUM))
+        self._prepared |= {(dtype, None), (dtype, op), (dtype, None if op is None else op.combining)}
 
     def copy(self, src: Memory, dst: Memory, stream: int) -> None:
         """Queue `dst = src`."""

@@ -22,7 +22,7 @@ from hetcomm.runtime import buffers
 from hetcomm.schedule import dataflow
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Buffer, CommId, CommRole, Slice, VendorCall
-from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
+from hetcomm.types import COMBINING, DataType, Memory, MemoryKind
 from hetcomm.vendors.base import (
     COLLECTIVES,
     Availability,
@@ -41,13 +41,11 @@ __all__ = [
     "touches",
 ]
 
-_COMPLEX = (DataType.COMPLEX64, DataType.COMPLEX128)
 CAPABILITIES = Capabilities(
     memory=frozenset({MemoryKind.CUDA}),
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
-    ops=frozenset({ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX}),
-    refused=frozenset((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.MIN, ReduceKind.MAX)),
+    ops=frozenset(COMBINING),
     streams=True,
 )
 _MOST_LATE = 3  # looks that a call takes once all ranks have come to it

@@ -26,14 +26,7 @@ __all__ = ["Array", "average", "numpy_dtype", "reference", "run_schedule", "scal
 
 Array = NDArray[Any]
 
-_UFUNCS: dict[ReduceKind, Any] = {
-    ReduceKind.SUM: numpy.add,
-    ReduceKind.PROD: numpy.multiply,
-    ReduceKind.MIN: numpy.minimum,
-    ReduceKind.MAX: numpy.maximum,
-    ReduceKind.AVG: numpy.add,
-    ReduceKind.PREMUL_SUM: numpy.add,
-}
+_UFUNCS: dict[ReduceKind, Any] = {kind: getattr(numpy, kind.ufunc) for kind in ReduceKind}
 
 
 def numpy_dtype(dtype: DataType) -> numpy.dtype[Any]:
@@ -115,9 +108,11 @@ def _part(
     with numpy.errstate(all="ignore"):  # overflow and NaN are part of what the dtypes mean
         for source in sources:
             array = inputs[source]
-            piece = array[offset : offset + count] if array is not None else numpy.empty(0)
+            piece = array[offset : offset + count] if array is not None else numpy.empty(0, "u1")  # takes any op
             result = piece.copy() if result is None else _UFUNCS[op or ReduceKind.SUM](result, piece)
-    return result if result is not None else numpy.empty(0)
+    if result is None:
+        return numpy.empty(0)
+    return result != 0 if op is not None and op.is_logical else result
 
 
 def run_schedule(
@@ -186,7 +181,7 @@ class _Machine:
     def _garbage(self, count: int) -> Array:
         dtype = numpy_dtype(self.schedule.collective.dtype)
         raw: Array = numpy.frombuffer(self.rng.randbytes(count * dtype.itemsize), dtype).copy()
-        if dtype.kind not in "iu" and count:
+        if dtype.kind not in "biu" and count:
             raw[:: self.rng.randrange(1, 4)] = numpy.nan
         return raw
 

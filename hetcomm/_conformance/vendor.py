@@ -22,7 +22,7 @@ import numpy
 from hetcomm._conformance.reference import Array, numpy_dtype, reference
 from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
+from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind, has_meaning
 from hetcomm.vendors.base import Capabilities, Group, Operation, VendorCommunicator
 
 __all__ = ["check_vendor"]
@@ -80,7 +80,7 @@ def _batches(nranks: int, capabilities: Capabilities) -> Iterator[list[Collectiv
     for kind in _ordered(CollectiveKind, capabilities.collectives):
         ops = _ordered(ReduceKind, capabilities.ops) if kind.reduces else [None]
         for dtype, op in itertools.product(_ordered(DataType, capabilities.dtypes), ops):
-            if op is not None and (dtype, op) in capabilities.refused:
+            if op is not None and not (has_meaning(op, dtype) and capabilities.reduces(dtype, op)):
                 continue
             batch = [
                 Collective(kind, nranks, count, dtype, op, root, in_place)
@@ -209,8 +209,7 @@ class _Suite:
     def refusals(self, communicator: VendorCommunicator) -> None:
         """What is not in the capabilities raises `VendorError`, and the communicator stays usable."""
         for kind, dtype, op in itertools.product(CollectiveKind, DataType, (None, *ReduceKind)):
-            meaningless = dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX)
-            if kind.reduces != (op is not None) or meaningless:
+            if kind.reduces != (op is not None) or (op is not None and not has_meaning(op, dtype)):
                 continue
             collective = Collective(kind, communicator.nranks, 3, dtype, op, 0 if kind.has_root else None)
             if not self._capabilities.takes(collective):
@@ -283,6 +282,7 @@ class _Suite:
         for number, kind in enumerate(_ordered(CollectiveKind, self._capabilities.collectives)):
             for dtype in _ordered(DataType, self._capabilities.dtypes)[:: 1 + number % 3]:
                 op = ReduceKind.MAX if number % 2 and not dtype.is_complex else ReduceKind.SUM
+                op = op if has_meaning(op, dtype) else ReduceKind.LXOR
                 root = number % nranks if kind.has_root else None
                 count = 7 + 1000 * (len(sample) % 3)
                 collective = Collective(kind, nranks, count, dtype, op if kind.reduces else None, root)
@@ -357,11 +357,11 @@ def _case(collective: Collective) -> str:
 
 
 def _can_be_rough(collective: Collective) -> bool:
-    return collective.kind.reduces and not collective.dtype.is_integer and collective.count > 0
+    return collective.kind.reduces and collective.dtype.is_inexact and collective.count > 0
 
 
 def _is_small_float(array: Array) -> bool:
-    return array.dtype.itemsize == 2 and array.dtype.kind not in "iu"
+    return array.dtype.itemsize == 2 and array.dtype.kind not in "biu"
 
 
 def _inputs(collective: Collective, rough: bool, seed: int) -> list[Array | None]:
@@ -376,6 +376,10 @@ def _inputs(collective: Collective, rough: bool, seed: int) -> list[Array | None
 
 def _values(generator: numpy.random.Generator, collective: Collective, count: int, rough: bool) -> Array:
     dtype = numpy_dtype(collective.dtype)
+    if collective.dtype is DataType.BOOL:
+        return generator.random(count) < 0.5
+    if collective.op is not None and collective.op.is_logical:
+        return generator.choice(numpy.array([0, 1, 2, 16]), count).astype(dtype)
     if collective.dtype.is_integer or collective.op is None:
         values: Array = numpy.frombuffer(generator.bytes(count * dtype.itemsize), dtype).copy()
         return numpy.nan_to_num(values) if dtype.kind in "fc" else values

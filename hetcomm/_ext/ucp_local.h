@@ -45,7 +45,8 @@ typedef struct {
     hetcomm_float64 re, im;
 } hetcomm_complex128;
 
-static const char *const hetcomm_loop_names[] = {"sum", "prod", "min", "max", "average", "multiply", "fill"};
+static const char *const hetcomm_loop_names[] = {"sum",  "prod", "min",  "max",     "band",     "bor", "bxor",
+                                                 "land", "lor",  "lxor", "average", "multiply", "fill"};
 #define HETCOMM_NLOOPS (sizeof(hetcomm_loop_names) / sizeof(*hetcomm_loop_names))
 
 struct hetcomm_loops {
@@ -112,8 +113,7 @@ static const struct hetcomm_loops *hetcomm_all_loops(int plain)
     return hetcomm_loops_plain;
 }
 
-/* The loop for elements of a type by NumPy's name and "sum", "prod", "min", "max", "average", "multiply" or "fill";
- * NULL if there is none. */
+/* The loop for elements of a type by NumPy's name and one of hetcomm_loop_names; NULL if there is none. */
 static hetcomm_loop hetcomm_loop_for(const char *dtype, const char *what, int plain)
 {
     for (const struct hetcomm_loops *row = hetcomm_all_loops(plain); row->dtype != NULL; row++) {

@@ -69,6 +69,12 @@
     HETCOMM_COMBINE(prod_int##bits, uint##bits, , (uint##bits##_t)((wide)a * (wide)b))                                \
     HETCOMM_ORDERED(int##bits)                                                                                        \
     HETCOMM_ORDERED(uint##bits)                                                                                       \
+    HETCOMM_COMBINE(band_##bits, uint##bits, , a & b)                                                                 \
+    HETCOMM_COMBINE(bor_##bits, uint##bits, , a | b)                                                                  \
+    HETCOMM_COMBINE(bxor_##bits, uint##bits, , a ^ b)                                                                 \
+    HETCOMM_COMBINE(land_##bits, uint##bits, , (a != 0) & (b != 0))                                                   \
+    HETCOMM_COMBINE(lor_##bits, uint##bits, , (a | b) != 0)                                                           \
+    HETCOMM_COMBINE(lxor_##bits, uint##bits, , (a != 0) ^ (b != 0))                                                   \
     HETCOMM_MAP(average_int##bits, int##bits, HETCOMM_NRANKS(signed_quotient),                                        \
                 (int##bits##_t)((signed_quotient)a / nranks))                                                         \
     HETCOMM_MAP(average_uint##bits, uint##bits, HETCOMM_NRANKS(unsigned_quotient),                                    \
@@ -212,20 +218,31 @@ HETCOMM_HALF_FLOATS(float16, 0x7c00, <=, >=) /* and NumPy the first */
 
 /* ---- the table */
 
-#define HETCOMM_ROW(type, sum, prod, min, max, average, multiply, fill)                                               \
+#define HETCOMM_BITS(bits)                                                                                            \
+    HETCOMM_LOOP(band_##bits), HETCOMM_LOOP(bor_##bits), HETCOMM_LOOP(bxor_##bits), HETCOMM_TRUTHS(bits)
+#define HETCOMM_TRUTHS(bits) HETCOMM_LOOP(land_##bits), HETCOMM_LOOP(lor_##bits), HETCOMM_LOOP(lxor_##bits)
+#define HETCOMM_NO_BITS NULL, NULL, NULL, NULL, NULL, NULL
+#define HETCOMM_ROW(type, sum, prod, min, max, bits, average, multiply, fill)                                         \
     {#type,                                                                                                           \
-     {HETCOMM_LOOP(sum), HETCOMM_LOOP(prod), min, max, HETCOMM_LOOP(average), HETCOMM_LOOP(multiply),                 \
+     {HETCOMM_LOOP(sum), HETCOMM_LOOP(prod), min, max, bits, HETCOMM_LOOP(average), HETCOMM_LOOP(multiply),           \
       HETCOMM_LOOP(fill)}}
 #define HETCOMM_INTEGER_ROW(type, bits)                                                                               \
     HETCOMM_ROW(type, sum_int##bits, prod_int##bits, HETCOMM_LOOP(min_##type), HETCOMM_LOOP(max_##type),              \
-                average_##type, multiply_int##bits, fill_uint##bits)
+                HETCOMM_BITS(bits), average_##type, multiply_int##bits, fill_uint##bits)
 #define HETCOMM_FLOAT_ROW(type, bits)                                                                                 \
-    HETCOMM_ROW(type, sum_##type, prod_##type, HETCOMM_LOOP(min_##type), HETCOMM_LOOP(max_##type), average_##type,    \
-                multiply_##type, fill_uint##bits)
-#define HETCOMM_COMPLEX_ROW(type) \
-    HETCOMM_ROW(type, sum_##type, prod_##type, NULL, NULL, average_##type, multiply_##type, fill_##type)
+    HETCOMM_ROW(type, sum_##type, prod_##type, HETCOMM_LOOP(min_##type), HETCOMM_LOOP(max_##type), HETCOMM_NO_BITS,   \
+                average_##type, multiply_##type, fill_uint##bits)
+#define HETCOMM_COMPLEX_ROW(type)                                                                                     \
+    HETCOMM_ROW(type, sum_##type, prod_##type, NULL, NULL, HETCOMM_NO_BITS, average_##type, multiply_##type,          \
+                fill_##type)
+/* Of bool any byte but 0 is true, and all ops are logical ones. */
+#define HETCOMM_BOOL_ROW                                                                                              \
+    {"bool",                                                                                                          \
+     {NULL, NULL, HETCOMM_LOOP(land_8), HETCOMM_LOOP(lor_8), HETCOMM_TRUTHS(8), HETCOMM_TRUTHS(8), NULL, NULL,        \
+      HETCOMM_LOOP(fill_uint8)}}
 
 static const struct hetcomm_loops HETCOMM_LOOP(loops)[] = {
+    HETCOMM_BOOL_ROW,
     HETCOMM_INTEGER_ROW(int8, 8),
     HETCOMM_INTEGER_ROW(int16, 16),
     HETCOMM_INTEGER_ROW(int32, 32),
@@ -270,6 +287,10 @@ static const struct hetcomm_loops HETCOMM_LOOP(loops)[] = {
 #undef HETCOMM_IS_NAN
 #undef HETCOMM_CHOOSE
 #undef HETCOMM_HALF_FLOATS
+#undef HETCOMM_BITS
+#undef HETCOMM_TRUTHS
+#undef HETCOMM_NO_BITS
+#undef HETCOMM_BOOL_ROW
 #undef HETCOMM_ROW
 #undef HETCOMM_INTEGER_ROW
 #undef HETCOMM_FLOAT_ROW

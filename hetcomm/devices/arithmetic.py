@@ -20,6 +20,7 @@ from hetcomm.types import DataType, Number, ReduceKind
 __all__ = ["HOLD_NAME", "HOLD_SOURCE", "divisor", "factor", "kernel_name", "kernels_of", "source"]
 
 _CTYPES = {
+    DataType.BOOL: "Bool",
     DataType.INT8: "signed char",
     DataType.INT16: "short",
     DataType.INT32: "int",
@@ -41,16 +42,15 @@ _SCALED = ("fill", "multiply", "average")
 def kernels_of(op: ReduceKind) -> tuple[str, ...]:
     """What arithmetic a collective with that op needs."""
     extra = {ReduceKind.AVG: ("average",), ReduceKind.PREMUL_SUM: ("multiply",)}.get(op, ())
-    combining = ReduceKind.SUM if extra else op
-    return ("fill", combining.value, *extra)
+    return ("fill", op.combining.value, *extra)
 
 
 def source(kernels: Iterable[tuple[DataType, str]]) -> str:
     """C++ with the kernels `kernel_name(dtype, what)`.
 
     Args:
-        kernels: Each once: a type, and 'fill', 'multiply', 'average' or the value of a `ReduceKind`. Complex numbers
-            have no min and max.
+        kernels: Each once: a type, and 'fill', 'multiply', 'average' or the value of a `ReduceKind` that has a meaning
+            for it.
     """
     lines = [
         f"HETCOMM_{'SCALED' if what in _SCALED else 'REDUCED'}({dtype.value}, {what}, {_CTYPES[dtype]})"
@@ -69,6 +69,8 @@ def kernel_name(dtype: DataType, what: str) -> str:
 
 def factor(dtype: DataType, value: Number) -> Any:
     """`value` as one element, a NumPy array of one; integers wrap around, whatever the sign."""
+    if dtype is DataType.BOOL:
+        return numpy.array([value != 0], "uint8")
     with numpy.errstate(all="ignore"):
         if dtype.is_integer:
             bits = 8 * dtype.itemsize
@@ -110,6 +112,7 @@ extern "C" { long long hetcomm_first = 0, hetcomm_stride = 1; }
 namespace hetcomm {
 
 typedef unsigned long long u64;
+struct Bool { unsigned char bits; };
 struct Float16 { unsigned short bits; };
 struct Bfloat16 { unsigned short bits; };
 template <typename T> struct Complex { T re, im; };
@@ -197,6 +200,23 @@ DEVICE Bfloat16 min(Bfloat16 a, Bfloat16 b) { float x = widen(a), y = widen(b); 
 DEVICE Bfloat16 max(Bfloat16 a, Bfloat16 b) { float x = widen(a), y = widen(b); return x > y || x != x ? a : b; }
 DEVICE Float16 min(Float16 a, Float16 b) { float x = widen(a), y = widen(b); return x <= y || x != x ? a : b; }
 DEVICE Float16 max(Float16 a, Float16 b) { float x = widen(a), y = widen(b); return x >= y || x != x ? a : b; }
+
+// ---- bitwise and logical; of bool any byte but 0 is true, and all ops are logical ones
+
+template <typename T> DEVICE T band(T a, T b) { return (T)(a & b); }
+template <typename T> DEVICE T bor(T a, T b) { return (T)(a | b); }
+template <typename T> DEVICE T bxor(T a, T b) { return (T)(a ^ b); }
+template <typename T> DEVICE T land(T a, T b) { return (T)((a != 0) & (b != 0)); }
+template <typename T> DEVICE T lor(T a, T b) { return (T)((a | b) != 0); }
+template <typename T> DEVICE T lxor(T a, T b) { return (T)((a != 0) ^ (b != 0)); }
+DEVICE Bool land(Bool a, Bool b) { Bool to = {land(a.bits, b.bits)}; return to; }
+DEVICE Bool lor(Bool a, Bool b) { Bool to = {lor(a.bits, b.bits)}; return to; }
+DEVICE Bool lxor(Bool a, Bool b) { Bool to = {lxor(a.bits, b.bits)}; return to; }
+DEVICE Bool min(Bool a, Bool b) { return land(a, b); }
+DEVICE Bool max(Bool a, Bool b) { return lor(a, b); }
+DEVICE Bool band(Bool a, Bool b) { return land(a, b); }
+DEVICE Bool bor(Bool a, Bool b) { return lor(a, b); }
+DEVICE Bool bxor(Bool a, Bool b) { return lxor(a, b); }
 
 // ---- average
 

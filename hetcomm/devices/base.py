@@ -135,7 +135,7 @@ class Device(Protocol):
         ...
 
     def reduce(self, src: Memory, dst: Memory, op: ReduceKind, stream: int) -> None:
-        """Queue `dst = dst op src`, in that order of operands; `op` is one of sum, prod, min, max.
+        """Queue `dst = dst op src`, in that order of operands; `op` is one of `hetcomm.types.COMBINING`.
 
         Values are those of `hetcomm.runtime.local.reduce`, bit for bit but for the payload of NaNs.
         """

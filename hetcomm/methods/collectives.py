@@ -42,7 +42,8 @@ class Collectives(Methods):
             in_array: The input.
             out_array: As many elements of the same dtype; without it, or if it is `in_array`, the result replaces the
                 input.
-            op: 'sum', 'prod', 'min', 'max', 'avg', `hetcomm.premul_sum(factor)`, a `ReduceOp`, or an mpi4py `Op`.
+            op: 'sum', 'prod', 'min', 'max', 'avg', `hetcomm.premul_sum(factor)`; of integers and bool 'band', 'bor',
+                'bxor', 'land', 'lor', 'lxor'; or a `ReduceOp` or an mpi4py `Op`. `ReduceOp` says what they mean.
             stream: The stream that a device array is worked on, as an int, a CuPy or a PyTorch stream; the current one
                 unless given. Ignored with host arrays.
             async_op: Return a `Work` at once; the call is complete when that is.

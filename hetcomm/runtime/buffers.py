@@ -226,14 +226,10 @@ def _name(array: Any) -> str:
 def _refuse_dtype(dtype: Any, argument: str, rank: int) -> NoReturn:
     remedy = f"Supported are {_SUPPORTED}."
     if isinstance(dtype, numpy.dtype):
-        if dtype.kind == "b":
-            remedy = f"Pass array.view(numpy.uint8). {remedy}"
-        elif not dtype.isnative and dtype.newbyteorder("=") in _BY_NUMPY:
+        if not dtype.isnative and dtype.newbyteorder("=") in _BY_NUMPY:
             remedy = f"Convert it: array.astype(array.dtype.newbyteorder('=')). {remedy}"
         elif dtype.hasobject:
             remedy = f"Arrays of Python objects cannot be sent; convert it to numbers. {remedy}"
-    elif dtype == "bool":
-        remedy = f"Pass a view as uint8. {remedy}"
     described = f"of dtype {dtype}" if not str(dtype).startswith("of ") else str(dtype)
     if isinstance(dtype, numpy.dtype) and not dtype.isnative:
         described = f"of dtype {dtype.str} (byte-swapped)"

@@ -12,16 +12,11 @@ import numpy
 
 from hetcomm.errors import UsageError
 from hetcomm.runtime.buffers import numpy_type, view
-from hetcomm.types import DataType, Memory, Number, ReduceKind, identity
+from hetcomm.types import COMBINING, DataType, Memory, Number, ReduceKind, identity
 
 __all__ = ["average", "check_factor", "copy", "element", "fill", "multiply", "reduce"]
 
-_UFUNCS: dict[ReduceKind, Any] = {
-    ReduceKind.SUM: numpy.add,
-    ReduceKind.PROD: numpy.multiply,
-    ReduceKind.MIN: numpy.minimum,
-    ReduceKind.MAX: numpy.maximum,
-}
+_UFUNCS: dict[ReduceKind, Any] = {kind: getattr(numpy, kind.ufunc) for kind in COMBINING}
 
 
 def copy(src: Memory, dst: Memory) -> None:
@@ -35,7 +30,7 @@ def fill(dst: Memory, op: ReduceKind) -> None:
 
 
 def reduce(src: Memory, dst: Memory, op: ReduceKind) -> None:
-    """`dst = dst op src`, in that order of operands; `op` is one of sum, prod, min, max."""
+    """`dst = dst op src`, in that order of operands; `op` is one of `COMBINING`."""
     target = view(dst)
     with numpy.errstate(all="ignore"):
         _UFUNCS[op](target, view(src), out=target)
@@ -54,6 +49,8 @@ def element(value: Number, dtype: DataType) -> Any:
         bits = 8 * dtype.itemsize
         wrapped = int(value.real) & (1 << bits) - 1  # two's complement, whatever the sign
         return numpy.array([wrapped], f"uint{bits}").view(numpy_type(dtype))
+    if dtype is DataType.BOOL:
+        return numpy.array([value != 0])
     with numpy.errstate(all="ignore"):
         return numpy.array([value], "complex128" if dtype.is_complex else "float64").astype(numpy_type(dtype))
 

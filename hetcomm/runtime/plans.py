@@ -19,7 +19,7 @@ from hetcomm.topology import select
 from hetcomm.topology.bounds import traffic
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.inline import inline
-from hetcomm.topology.model import Topology
+from hetcomm.topology.model import Cluster, Topology
 from hetcomm.topology.pricing import best
 from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.types import MemoryKind
@@ -88,7 +88,9 @@ class Plans:
             UsageError, VendorError: A vendor cannot do its part, or a channel is out of range.
         """
         found = examine(schedule, self._rank, self._topology.nranks, self._topology.communicators())
-        program = self._written_out(found.program)
+        program = found.program
+        if self._takes_no_calls:
+            program = inline(program, self._topology.communicators_of(self._topology.cluster_of(self._rank)))
         for step in program.steps:
             if isinstance(step, VendorCall):
                 self._check(step, MemoryKind.HOST)
@@ -155,24 +157,31 @@ class Plans:
         return imported.program
 
     def _inlined(self, program: Program, tuning: Tuning, control: bool) -> Program:
-        """The program with its vendor calls written out: always where the vendor takes none, or none on hetcomm's own
-        arrays, and else where the tuning says so and the vendor takes host memory.
+        """The program with its vendor calls written out, if they are to be."""
+        cluster = self._topology.cluster_of(self._rank)
+        if self._is_written_out(program.collective, cluster, tuning, control):
+            return inline(program, self._topology.communicators_of(cluster))
+        return program
+
+    def _is_written_out(self, collective: Collective, cluster: Cluster, tuning: Tuning, control: bool) -> bool:
+        """Whether vendor calls become messages: where the vendor takes none, lacks the reduction, or takes none of
+        hetcomm's own arrays; and of vendors that take host memory where the tuning says so.
 
         That is the same for all ranks of a cluster: it follows from the collective and the vendor.
         """
-        collective, topology = program.collective, self._topology
-        cluster = topology.cluster_of(self._rank)
-        on_host = all(MemoryKind.HOST in vendor.capabilities.memory for vendor in self._vendors.values())
-        nbytes = collective.total * collective.dtype.itemsize
-        if tuning.is_inlined(nbytes, len(cluster)) if on_host else control:
-            return inline(program, topology.communicators_of(cluster))
-        return self._written_out(program)
+        if self._takes_no_calls:
+            return True
+        capabilities = [vendor.capabilities for vendor in self._vendors.values()]
+        op = collective.op
+        if op is not None and not all(each.reduces(collective.dtype, op.combining) for each in capabilities):
+            return True
+        if not all(MemoryKind.HOST in each.memory for each in capabilities):
+            return control
+        return tuning.is_inlined(collective.total * collective.dtype.itemsize, len(cluster))
 
-    def _written_out(self, program: Program) -> Program:
-        """The program without calls of a vendor that takes none."""
-        if all(vendor.capabilities.collectives for vendor in self._vendors.values()):
-            return program
-        return inline(program, self._topology.communicators_of(self._topology.cluster_of(self._rank)))
+    @property
+    def _takes_no_calls(self) -> bool:
+        return any(not vendor.capabilities.collectives for vendor in self._vendors.values())
 
     def _check(self, step: VendorCall, memory: MemoryKind) -> None:
         vendor = self._vendors[step.comm]

@@ -9,7 +9,6 @@ from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.dataflow import accesses, step_error
 from hetcomm.schedule.places import buffer_counts, input_places, output_places, overlap
 from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Reduce, Schedule, Send, Slice, Step, VendorCall
-from hetcomm.types import ReduceKind
 
 __all__ = ["VENDOR_KINDS", "check_structure"]
 
@@ -24,7 +23,6 @@ VENDOR_KINDS = frozenset(
 )
 """What a vendor call may be; the other kinds, and the vector forms, move as messages."""
 
-_COMPOSED = (ReduceKind.AVG, ReduceKind.PREMUL_SUM)
 _Members = Mapping[CommId, Mapping[int, int]]
 """Each member's number in a communicator, by rank."""
 
@@ -107,7 +105,7 @@ def _step_problem(step: Step, program: Program, schedule: Schedule, members: _Me
                 return f"peer {peer} is not another rank"
             if channel < 0:
                 return f"channel {channel} is negative"
-        case Reduce(op=op) if op in _COMPOSED:
+        case Reduce(op=op) if op is not op.combining:
             return f"op {op.value} must be composed of a sum and a scaling copy"
         case _:
             pass
@@ -129,7 +127,7 @@ def _call_problem(step: VendorCall, rank: int, schedule: Schedule, members: _Mem
         return f"is for {collective.nranks} ranks, {step.comm} has {len(numbers)}"
     if collective.dtype is not schedule.collective.dtype:
         return f"works on {collective.dtype.value}, the schedule on {schedule.collective.dtype.value}"
-    if collective.op in _COMPOSED:
+    if collective.op is not None and collective.op is not collective.op.combining:
         return f"op {collective.op.value} must be composed of a sum and a scaling copy"
     if collective.in_place:
         if step.src is not None:

@@ -154,8 +154,7 @@ class _Machine:
                     bounds, values = joined(bounds, [scaled(scale, value, rank, (rank, index)) for value in values])
                 self.write(rank, dst.buffer, (bounds, values))
             case Fill(dst=dst, op=op):
-                kind = ReduceKind.SUM if op in (ReduceKind.AVG, ReduceKind.PREMUL_SUM) else op
-                self.buffers[rank][dst.buffer].assign(dst.offset, dst.stop, self.symbols.identity(kind))
+                self.buffers[rank][dst.buffer].assign(dst.offset, dst.stop, self.symbols.identity(op.combining))
             case Reduce(src=source, dst=dst, op=op):
                 operands = [self.read(rank, dst), _shifted(self.read(rank, source), dst.offset - source.offset)]
                 combined = zipped(operands, lambda values: self.symbols.combine(op, values, (rank, index)))
@@ -276,8 +275,11 @@ class _Machine:
             return "does not combine all its sources"
         if found_shift != shift:
             return "combines the wrong elements"
-        combining = ReduceKind.SUM if collective.op in (ReduceKind.AVG, ReduceKind.PREMUL_SUM) else collective.op
-        if expression.op is not combining and not (expression.op is None and len(sources) == 1):
+        combining = collective.op.combining
+        is_alone = expression.op is None and len(sources) == 1
+        if is_alone and collective.op.is_logical:
+            return "is not made 0 or 1"
+        if expression.op is not combining and not is_alone:
             return f"is combined under {expression.op.value if expression.op else None}, not {combining.value}"
         if expression.factored != (collective.op is ReduceKind.PREMUL_SUM):
             return "lacks the factors"

@@ -59,7 +59,7 @@ class Builder:
     def op(self) -> ReduceKind:
         """The binary operation underneath the collective's op."""
         op = self.collective.op
-        return ReduceKind.SUM if op in (None, ReduceKind.AVG, ReduceKind.PREMUL_SUM) else op
+        return ReduceKind.SUM if op is None else op.combining
 
     def program(self, algorithm: str) -> Program:
         """The program with the steps so far."""
@@ -135,6 +135,16 @@ class Builder:
     def average(self, src: Slice, dst: Slice) -> None:
         """Copy a finished sum to its place, divided by the number of ranks where the op asks for that."""
         self.copy(src, dst, Scale.AVERAGE if self.collective.op is ReduceKind.AVG else None)
+
+    def alone(self) -> None:
+        """The whole collective of a single rank: a copy. A logical op makes the elements 0 or 1, which combining them
+        with the identity does."""
+        source, target, op = self.source(), self.target(), self.collective.op
+        self.average(source, target)
+        if op is not None and op.is_logical and target.count:
+            neutral = self.scratch(target.count)
+            self.fill(neutral)
+            self.reduce(neutral, target)
 
     def fill(self, dst: Slice) -> None:
         """A `Fill` with the identity of the op, unless it is empty."""

@@ -60,10 +60,10 @@ def plan(collective: Collective, rank: int, whole: Collective | None = None) -> 
     builder = Builder(collective, rank, whole)
     if not collective.total:
         return builder.program("nothing to do")
-    source, target = builder.source(), builder.target()
     if collective.nranks == 1:
-        builder.average(source, target)
+        builder.alone()
         return builder.program("local copy")
+    source, target = builder.source(), builder.target()
     count = equal_count(collective)
     small = max(collective.counts or (collective.count,)) * collective.dtype.itemsize <= SMALL_BYTES
     match collective.kind:

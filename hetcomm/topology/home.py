@@ -15,8 +15,8 @@ vector forms
 ===========================================  ===============================================================
 
 `AVG` adds one copy that scales the result, `PREMUL_SUM` one that scales the input, and ranks out of order the copies of
-`hetcomm.topology.runs`. A single rank copies, or does nothing. A vector form of equal blocks is planned like the
-collective without counts.
+`hetcomm.topology.runs`. A single rank copies, or does nothing; a logical op makes its elements 0 or 1. A vector form of
+equal blocks is planned like the collective without counts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def plan(collective: Collective, topology: Topology, rank: int) -> Program:
     if not collective.total:
         return builder.program("nothing to do")
     if len(cluster) == 1:
-        builder.average(builder.source(), builder.target())
+        builder.alone()
         return builder.program("local copy")
     count = flat.equal_count(collective)
     if count is not None:

@@ -19,7 +19,8 @@ all_to_all      L + X                        L in place; messages that are put t
 ==============  ===========================  ===========================================
 
 * Over many clusters all_reduce and reduce take 3S at most where that is more, and reduce_scatter 3S.
-* The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to.
+* The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to; the
+  logical ops add S in a job of one rank.
 * A few elements that are padded to equal blocks add D C E at most, where E is `SMALL_BYTES`; in a job of one cluster
   small blocks that travel on trees add 9E.
 * Vendor calls that are written out as messages add 4 (w + E) at most (`hetcomm.topology.inline`), in a job of one
@@ -57,6 +58,8 @@ def most_scratch(
     small = -(-SMALL_BYTES // itemsize)
     found = at_once * nclusters * small + _displaced(collective, rank)
     if collective.op is ReduceKind.PREMUL_SUM and kind is not CollectiveKind.ALL_REDUCE:
+        found += total
+    if collective.op is not None and collective.op.is_logical and collective.nranks == 1:
         found += total
     match kind:
         case CollectiveKind.ALL_REDUCE:

@@ -115,7 +115,7 @@ class Capabilities:
             writes all calls out as messages.
         dtypes: Element types.
         ops: Reductions; `AVG` and `PREMUL_SUM` are never among them, since hetcomm composes those.
-        refused: (dtype, op) pairs out of those that it cannot do.
+        refused: (dtype, op) pairs out of those that it cannot do. Reductions that it lacks are made of messages.
         composed: (dtype, op) pairs it does by a detour, so that they are right but slow.
         nan_propagates: NaN comes through `MIN` and `MAX`.
         streams: Each of its communicators is a `StreamCommunicator`: it queues calls on device memory on a stream.
@@ -136,8 +136,11 @@ class Capabilities:
             return False
         if collective.counts is not None:
             return False
-        op = collective.op
-        return op is None or (op in self.ops and (collective.dtype, op) not in self.refused)
+        return collective.op is None or self.reduces(collective.dtype, collective.op)
+
+    def reduces(self, dtype: DataType, op: ReduceKind) -> bool:
+        """Whether it has this reduction, which is a binary operation."""
+        return op in self.ops and (dtype, op) not in self.refused
 
     def refusal(self, collective: Collective, memory: MemoryKind) -> str | None:
         """What a vendor says of a collective that `start` does not accept; None if it does."""

@@ -26,13 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, Memory, ReduceKind
+from hetcomm.types import COMBINING, DataType, Memory, ReduceKind
 from hetcomm.vendors.base import Operation
 
 __all__ = [
     "NUMPY_REDUCTION",
     "Native",
     "Then",
+    "alone",
     "as_array",
     "as_memory",
     "copy",
@@ -47,12 +48,7 @@ Array = NDArray[Any]
 Native = Callable[[Collective, Memory | None, Memory | None], Operation]
 """Starts a collective that the library itself can do."""
 
-NUMPY_REDUCTION: dict[ReduceKind, np.ufunc] = {
-    ReduceKind.SUM: np.add,
-    ReduceKind.PROD: np.multiply,
-    ReduceKind.MIN: np.minimum,
-    ReduceKind.MAX: np.maximum,
-}
+NUMPY_REDUCTION: dict[ReduceKind, np.ufunc] = {kind: getattr(np, kind.ufunc) for kind in COMBINING}
 _BLOCK = 16384
 _FLOATS = (DataType.FLOAT16, DataType.BFLOAT16, DataType.FLOAT32, DataType.FLOAT64)
 
@@ -98,6 +94,14 @@ def as_memory(array: Array, dtype: DataType) -> Memory:
     return Memory(address, array.size, dtype, owner=array)
 
 
+def alone(collective: Collective, src: Memory, dst: Memory) -> None:
+    """What a single rank gets of its input: a copy; of a logical op, 0 and 1."""
+    copy(src, dst)
+    if collective.op is not None and collective.op.is_logical:
+        values = as_array(dst)
+        np.not_equal(values, 0, out=values)
+
+
 def copy(src: Memory, dst: Memory) -> None:
     """Copy host memory of equal length; nothing happens where both are the same."""
     if src.address != dst.address and src.count:
@@ -124,7 +128,7 @@ def one_nan(operation: Operation, collective: Collective, out_memory: Memory | N
     Where a library adds a + b on one rank and b + a on the other, the bits are the same, but for the sign and payload
     of NaN, which a processor takes from the first of two.
     """
-    if collective.dtype.is_integer or out_memory is None:
+    if not collective.dtype.is_inexact or out_memory is None:
         return operation
     memory = out_memory
 

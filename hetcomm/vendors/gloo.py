@@ -10,6 +10,7 @@ What is not left to the library, as tried with PyTorch 2.13:
   the signed types, and everything that is only moved travels as bytes.
 * min and max of floats: it compares with `<` and loses NaN.
 * float16 and bfloat16: it rounds after each addition.
+* Logical operations, which it lacks, and reductions of bool, which it takes for a byte: hetcomm's own messages do them.
 * reduce_scatter: PyTorch makes it of an all_reduce, which moves twice as much, and completes it only for who waits in
   it. Here the ranks exchange blocks, and each combines its own in rank order.
 * Out of place: PyTorch's all_reduce, reduce and broadcast take one array. The input is copied to the output first; a
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
+from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind, has_meaning
 from hetcomm.vendors import compose, gloo_wiring
 from hetcomm.vendors.base import (
     COLLECTIVES,
@@ -55,7 +56,15 @@ _DATATYPES = {
     DataType.FLOAT32: "float32",
     DataType.FLOAT64: "float64",
 }
-_OPS = {ReduceKind.SUM: "SUM", ReduceKind.PROD: "PRODUCT", ReduceKind.MIN: "MIN", ReduceKind.MAX: "MAX"}
+_OPS = {
+    ReduceKind.SUM: "SUM",
+    ReduceKind.PROD: "PRODUCT",
+    ReduceKind.MIN: "MIN",
+    ReduceKind.MAX: "MAX",
+    ReduceKind.BAND: "BAND",
+    ReduceKind.BOR: "BOR",
+    ReduceKind.BXOR: "BXOR",
+}
 _ORDERING = (ReduceKind.MIN, ReduceKind.MAX)
 _NOT_REDUCED = (DataType.INT16, DataType.UINT16, DataType.FLOAT16, DataType.BFLOAT16)
 _NOT_COMPARED = (DataType.UINT32, DataType.UINT64, DataType.FLOAT32, DataType.FLOAT64)
@@ -66,10 +75,10 @@ _CAPABILITIES = Capabilities(
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset(_OPS),
-    refused=frozenset((dtype, op) for dtype in _COMPLEX for op in _ORDERING),
+    refused=frozenset((DataType.BOOL, op) for op in _OPS),
     composed=frozenset(
         [
-            *((dtype, op) for dtype in _NOT_REDUCED for op in _OPS),
+            *((dtype, op) for dtype in _NOT_REDUCED for op in _OPS if has_meaning(op, dtype)),
             *((dtype, op) for dtype in _NOT_COMPARED for op in _ORDERING),
             *((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.SUM, ReduceKind.PROD)),
         ]

@@ -124,7 +124,7 @@ class HostCommunicator:
             source = compose.input_of(collective, 0, in_memory, out_memory)
             target = compose.output_of(collective, 0, out_memory)
             if source is not None and target is not None:
-                compose.copy(source, target)
+                compose.alone(collective, source, target)
             return Done()
         try:
             running = _Running(self, self._begin(collective, in_memory, out_memory), (in_memory, out_memory))

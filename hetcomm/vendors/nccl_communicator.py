@@ -40,6 +40,7 @@ REDUCED_AS = {
     DataType.COMPLEX128: (8, 2),
 }
 _BYTE, _ = REDUCED_AS[DataType.UINT8]
+_TRUTH = ReduceKind.LOR  # x or x, which is 0 or 1: what a logical op gives a single rank
 OPS = {ReduceKind.SUM: 0, ReduceKind.PROD: 1, ReduceKind.MAX: 2, ReduceKind.MIN: 3}
 
 _UNFINISHED: list[object] = []
@@ -101,7 +102,10 @@ class NcclCommunicator:
         Raises:
             DeviceError: The device reported a failure.
         """
-        key = (collective.dtype, collective.op if self._library is not None else None)
+        op = collective.op
+        if self._library is None:
+            op = _TRUTH if op is not None and op.is_logical else None
+        key = (collective.dtype, op)
         if key not in self._prepared and (self._library is None or key in self._capabilities.composed):
             self._device.prepare(*key)
             self._prepared.add(key)
@@ -124,6 +128,8 @@ class NcclCommunicator:
             self.prepare(collective)
             if source is not None and target is not None and source.address != target.address:
                 self._device.copy(source, target, stream)
+            if collective.op is not None and collective.op.is_logical and target is not None:
+                self._device.reduce(target, target, _TRUTH, stream)
             return
         if collective.op is not None and (collective.dtype, collective.op) in self._capabilities.composed:
             assert self._detours is not None  # there is a library

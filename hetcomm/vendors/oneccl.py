@@ -5,7 +5,8 @@ oneCCL wheel, Intel MPI, is not needed, and beside another MPI it does harm: bot
 
 What is not left to the library, as tried with 2021.16.2: min and max of floats (NaN is lost, differently on each
 rank), bfloat16 (sums are truncated, not rounded), float16 (depends on the processor's features), complex types. The
-sign of NaN in the sums of an all_reduce differs between ranks and is made equal.
+sign of NaN in the sums of an all_reduce differs between ranks and is made equal. It has no bitwise and no logical
+operations and no bool: hetcomm's own messages do those reductions.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ _CAPABILITIES = Capabilities(
     collectives=COLLECTIVES,
     dtypes=frozenset(DataType),
     ops=frozenset(_OPS),
-    refused=frozenset((dtype, op) for dtype in _COMPLEX for op in (ReduceKind.MIN, ReduceKind.MAX)),
+    refused=frozenset((DataType.BOOL, op) for op in _OPS),
     composed=frozenset(
         [
             *((dtype, op) for dtype in _SMALL_FLOATS for op in _OPS),

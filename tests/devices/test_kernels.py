@@ -19,18 +19,17 @@ from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.devices import arithmetic
 from hetcomm.runtime import local
 from hetcomm.runtime.buffers import memory
-from hetcomm.types import DataType, Memory, Number, ReduceKind, identity
+from hetcomm.types import COMBINING, DataType, Memory, Number, ReduceKind, has_meaning, identity
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # A pack of 16 bytes that is not aligned is a fault on a device; here it is made one.
 CHECKED = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
 OPTIONS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", *CHECKED)
-OPS = (ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX)
+NUMBERS = [dtype for dtype in DataType if dtype is not DataType.BOOL]
 ALL = [
-    (dtype, what)
-    for dtype in DataType
-    for what in ("fill", "multiply", "average", *(op.value for op in OPS))
-    if not (dtype.is_complex and what in ("min", "max"))
+    *((dtype, "fill") for dtype in DataType),
+    *((dtype, what) for dtype in NUMBERS for what in ("multiply", "average")),
+    *((dtype, op.value) for dtype in DataType for op in COMBINING if has_meaning(op, dtype)),
 ]
 # NumPy multiplies complex numbers with FMA where the processor has it, which is what the kernels do.
 FMA = "fma" in Path("/proc/cpuinfo").read_text() or "asimd" in Path("/proc/cpuinfo").read_text()
@@ -75,6 +74,10 @@ def launch(library: ctypes.CDLL, dtype: DataType, what: str, dst: Any, src: Any,
         function(*arguments)
 
 
+class _Bool(ctypes.Structure):
+    _fields_ = (("bits", ctypes.c_uint8),)
+
+
 class _Half(ctypes.Structure):
     _fields_ = (("bits", ctypes.c_uint16),)
 
@@ -88,6 +91,7 @@ class _Complex128(ctypes.Structure):
 
 
 _STRUCTURES: dict[DataType, Any] = {
+    DataType.BOOL: _Bool,
     DataType.FLOAT16: _Half,
     DataType.BFLOAT16: _Half,
     DataType.COMPLEX64: _Complex64,
@@ -107,7 +111,7 @@ def values(dtype: DataType, count: int, seed: int) -> Any:
     random = np.random.default_rng(seed)
     kind = numpy_dtype(dtype)
     bits = np.frombuffer(random.bytes(count * dtype.itemsize), kind).copy()
-    if not dtype.is_integer:
+    if dtype.is_inexact:
         with np.errstate(all="ignore"):
             parts = random.standard_normal((count, 2)) * 10.0 ** random.integers(-6, 6, (count, 1))
             ordinary = (parts[:, 0] + 1j * parts[:, 1] if dtype.is_complex else parts[:, 0]).astype(kind)
@@ -137,14 +141,14 @@ def assert_equal_bits(found: Any, expected: Any) -> None:
         found, expected = found.view(found.real.dtype), expected.view(expected.real.dtype)
     bits = f"u{found.dtype.itemsize}"
     same = found.view(bits) == expected.view(bits)
-    if found.dtype.kind not in "iu":
+    if found.dtype.kind not in "biu":
         with np.errstate(all="ignore"):
             same |= (found != found) & (expected != expected)
     wrong = np.flatnonzero(~same)
     assert not len(wrong), f"{len(wrong)} differ, first at {wrong[0]}: {found[wrong[0]]} for {expected[wrong[0]]}"
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COMBINING)
 @pytest.mark.parametrize("dtype", DataType)
 def test_reductions_are_those_of_numpy(library: ctypes.CDLL, dtype: DataType, op: ReduceKind) -> None:
     if (dtype, op.value) not in ALL:
@@ -159,7 +163,7 @@ def test_reductions_are_those_of_numpy(library: ctypes.CDLL, dtype: DataType, op
 
 
 @pytest.mark.parametrize("nranks", [1, 2, 3, 7, 300, 100_000])
-@pytest.mark.parametrize("dtype", DataType)
+@pytest.mark.parametrize("dtype", NUMBERS)
 def test_averages_are_those_of_the_host(library: ctypes.CDLL, dtype: DataType, nranks: int) -> None:
     src, _ = pairs(dtype)
     dst, expected = np.empty_like(src), np.empty_like(src)
@@ -169,7 +173,7 @@ def test_averages_are_those_of_the_host(library: ctypes.CDLL, dtype: DataType, n
 
 
 @pytest.mark.parametrize("factor", [0, 1, -3, 1 << 40, 0.1, 1e-7, 1 - 2j])
-@pytest.mark.parametrize("dtype", DataType)
+@pytest.mark.parametrize("dtype", NUMBERS)
 def test_products_with_a_factor_are_those_of_the_host(library: ctypes.CDLL, dtype: DataType, factor: Number) -> None:
     if (dtype.is_integer and not isinstance(factor, int)) or (isinstance(factor, complex) and not dtype.is_complex):
         return
@@ -182,7 +186,7 @@ def test_products_with_a_factor_are_those_of_the_host(library: ctypes.CDLL, dtyp
     assert_equal_bits(dst, expected)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", COMBINING)
 @pytest.mark.parametrize("dtype", DataType)
 def test_fill_is_the_identity(library: ctypes.CDLL, dtype: DataType, op: ReduceKind) -> None:
     if (dtype, op.value) not in ALL:
@@ -206,8 +210,10 @@ def test_any_alignment_and_length_and_nothing_beside_it(library: ctypes.CDLL, dt
                 dst = to[first : first + count * dtype.itemsize].view(numpy_dtype(dtype))
                 src = at[second : second + count * dtype.itemsize].view(numpy_dtype(dtype))
                 dst[...], src[...] = np.arange(count), 2
-                launch(library, dtype, "sum", dst, src)
-                assert np.array_equal(dst.astype("c16"), (np.arange(count).astype(dst.dtype) + src).astype("c16"))
+                what = "lxor" if dtype is DataType.BOOL else "sum"
+                expected = getattr(np, ReduceKind(what).ufunc)(dst, src)
+                launch(library, dtype, what, dst, src)
+                assert np.array_equal(dst.astype("c16"), expected.astype("c16"))
                 assert (to[:first] == 0xA5).all()
                 assert (to[first + count * dtype.itemsize :] == 0xA5).all()
 
@@ -216,7 +222,7 @@ def test_the_cuda_compiler_takes_them_and_loads_16_bytes_at_once(tmp_path: Path)
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc on this machine")
-    some = [each for each in ALL if each[1] in ("fill", "prod")]
+    some = [each for each in ALL if each[1] in ("fill", "prod", "lxor")]
     (tmp_path / "kernels.cu").write_text(arithmetic.source(some) + arithmetic.HOLD_SOURCE)
     command = [nvcc, "-ptx", "-arch=compute_90", "-std=c++17", "--fmad=false", "-o", "kernels.ptx", "kernels.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

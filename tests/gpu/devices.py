@@ -15,7 +15,7 @@ from hetcomm.runtime import local
 from hetcomm.runtime.buffers import memory
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import reference, this_rank
-from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
+from hetcomm.types import COMBINING, DataType, Memory, MemoryKind, Number, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
 
 from ..runtime.invoke import equal, inputs_of
@@ -24,14 +24,13 @@ from .arrays import fetch, put
 from .stream_jobs import spinner
 
 COUNTS = (1, 5, 1000, 70_001)
-OPS = (ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX)
 NRANKS = 3  # what is averaged over
 
 
 def pairs() -> Iterator[tuple[DataType, ReduceKind]]:
     """Every dtype with every op that it has."""
-    for dtype, op in itertools.product(DataType, OPS):
-        if not (dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX)):
+    for dtype, op in itertools.product(DataType, COMBINING):
+        if has_meaning(op, dtype):
             yield dtype, op
 
 
@@ -41,6 +40,8 @@ def rough(dtype: DataType, count: int, seed: int) -> Any:
     Of complex numbers these only where no operation mixes the parts, so that there is one right answer.
     """
     rng = np.random.default_rng(seed)
+    if dtype is DataType.BOOL:
+        return rng.random(count) < 0.5
     if dtype.is_integer:
         info = np.iinfo(dtype.value)
         array = rng.integers(info.min, info.max, count, dtype.value, endpoint=True)
@@ -67,7 +68,7 @@ def agree(got: Any, wanted: Any, name: str, op: ReduceKind, dtype: DataType) -> 
         got, wanted = (each.view(each.real.dtype) for each in (got, wanted))
     unsigned = f"u{got.dtype.itemsize}"
     alike = got.view(unsigned) == wanted.view(unsigned)
-    if not dtype.is_integer:
+    if dtype.is_inexact:
         alike |= np.isnan(got.astype("f8")) & np.isnan(wanted.astype("f8"))
         if op in (ReduceKind.MIN, ReduceKind.MAX):
             alike |= got == wanted
@@ -209,6 +210,8 @@ def nccl_alone() -> tuple[int, list[str]]:
     wrong, done = [], 0
     for kind, dtype in itertools.product(found.capabilities.collectives, found.capabilities.dtypes):
         for op in found.capabilities.ops if kind.reduces else (None,):
+            if op is not None and not has_meaning(op, dtype):
+                continue
             for count, in_place in itertools.product((0, 1, 1001), (False, True)):
                 root = 0 if kind.has_root else None
                 collective = Collective(kind, 1, count, dtype, op, root, in_place or kind is CollectiveKind.BROADCAST)

@@ -22,7 +22,7 @@ from hetcomm.errors import HetcommError, PeerFailureError, PlanMismatchError, Us
 from hetcomm.runtime import job
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import FakeArray, FakeDevice, HostedStreamVendor, WatchedTransport, reference, this_rank
-from hetcomm.types import Config, DataType, ReduceKind
+from hetcomm.types import Config, DataType, ReduceKind, has_meaning
 from hetcomm.vendors import registry
 
 from .invoke import Invocation, equal, inputs_of, invocation
@@ -118,7 +118,9 @@ def many_at_once(rank: Rank) -> None:
     with rank.communicator() as comm:
         for turn, kind in enumerate(kind for kind in CollectiveKind for _ in range(3)):
             dtype = list(DataType)[turn % len(DataType)]
-            op = [ReduceKind.SUM, ReduceKind.AVG, ReduceKind.PROD][turn % 3] if kind.reduces else None
+            op = [ReduceKind.SUM, ReduceKind.AVG, ReduceKind.BXOR][turn % 3] if kind.reduces else None
+            if op is not None and not has_meaning(op, dtype):
+                op = ReduceKind.LXOR if dtype is DataType.BOOL else ReduceKind.PROD
             root = turn % comm.nranks if kind.has_root else None
             collective = Collective(kind, comm.nranks, (5, 600, 0)[turn % 3], dtype, op, root)
             inputs = inputs_of(collective, turn)

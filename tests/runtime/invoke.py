@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from hetcomm._conformance.reference import Array, numpy_dtype
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.types import ReduceKind
 
+BITWISE = (ReduceKind.BAND, ReduceKind.BOR, ReduceKind.BXOR)
 _UNTOUCHED = 0x5A  # every byte of what no call may write
 
 
@@ -82,21 +83,48 @@ def invocation(mine: Collective, rank: int, packed: Array | None, factor: int = 
     return Invocation(name, args, mine, rank, source, target, source.copy())
 
 
+class InForm:
+    """A communicator whose collectives are called plainly, in the background or as persistent requests, in turns."""
+
+    def __init__(self, comm: Any, turn: int) -> None:
+        self.rank = comm.rank
+        self._comm, self._form = comm, ("plain", "background", "persistent")[turn % 3]
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def call(*args: Any, **options: Any) -> None:
+            if self._form == "plain":
+                getattr(self._comm, name)(*args, **options)
+            elif self._form == "background":
+                getattr(self._comm, name)(*args, **options, async_op=True).wait()
+            else:
+                with getattr(self._comm, f"{name}_init")(*args, **options) as request:
+                    request.start()
+                    request.wait()
+
+        return call
+
+
 def equal(got: Array | None, wanted: Array | None) -> bool:
-    """Whether two results are the same, NaN included; complex128 holds every dtype's small numbers exactly."""
+    """Whether two results are the same, NaN included; complex128 holds the small numbers of every float exactly."""
     if got is None or wanted is None:
         return got is wanted
+    if got.dtype.kind in "biu":
+        return np.array_equal(got, wanted)
     return np.array_equal(got.astype("c16"), wanted.astype("c16"), equal_nan=True)
 
 
 def inputs_of(collective: Collective, seed: int, *, nans: bool = False) -> list[Array]:
-    """Whole numbers small enough that every order of operations gives the same bits, and for min and max some NaN."""
+    """Whole numbers small enough that every order of operations gives the same bits, for bitwise ops any integers, and
+    for min and max some NaN."""
     rng = np.random.default_rng(seed)
-    low = -2 if collective.dtype.is_signed and collective.op is not ReduceKind.PROD else 1
+    low = 1 if collective.op is ReduceKind.PROD else -2 if collective.dtype.is_signed else 0
     found = []
     for rank in range(collective.nranks):
-        array = rng.integers(low, 3, collective.in_count(rank)).astype(numpy_dtype(collective.dtype))
-        if nans and collective.op in (ReduceKind.MIN, ReduceKind.MAX) and not collective.dtype.is_integer and rank == 1:
+        dtype, count = numpy_dtype(collective.dtype), collective.in_count(rank)
+        array = rng.integers(low, 3, count).astype(dtype)
+        if collective.op in BITWISE and collective.dtype.is_integer:
+            array = rng.integers(0, 256, count * dtype.itemsize, np.uint8).view(dtype)
+        if nans and collective.op in (ReduceKind.MIN, ReduceKind.MAX) and collective.dtype.is_inexact and rank == 1:
             array[::3] = np.nan
         found.append(array)
     return found

@@ -12,7 +12,9 @@ from hetcomm._conformance.reference import average, numpy_dtype, scaled
 from hetcomm.errors import UsageError
 from hetcomm.runtime import local
 from hetcomm.runtime.buffers import memory
-from hetcomm.types import DataType, Memory, ReduceKind, identity
+from hetcomm.types import COMBINING, DataType, Memory, ReduceKind, has_meaning, identity
+
+NUMBERS = [dtype for dtype in DataType if dtype is not DataType.BOOL]
 
 
 def of(array: Any) -> Memory:
@@ -24,10 +26,12 @@ def samples(dtype: DataType) -> Any:
     if dtype.is_integer:
         edges = [identity(ReduceKind.MAX, dtype), identity(ReduceKind.MIN, dtype)]
         return np.array([*edges, 0, 1, 2, 3, 5, 7, 100], kind)
+    if dtype is DataType.BOOL:
+        return np.array([False, True, True])
     return np.array([0, -0.0, 1, -3, 7, 1e4, np.inf, -np.inf, np.nan]).astype(kind)
 
 
-@pytest.mark.parametrize("dtype", DataType)
+@pytest.mark.parametrize("dtype", NUMBERS)
 @pytest.mark.parametrize("nranks", [1, 2, 3, 7, 300])
 def test_average(dtype: DataType, nranks: int) -> None:
     values = samples(dtype)
@@ -47,7 +51,7 @@ def test_an_average_of_integers_is_truncated_towards_zero() -> None:
     assert values.tolist() == [-2, 0, 2, 0, -2]
 
 
-@pytest.mark.parametrize("dtype", DataType)
+@pytest.mark.parametrize("dtype", NUMBERS)
 @pytest.mark.parametrize("factor", [0, 1, 3, -2])
 def test_multiply(dtype: DataType, factor: int) -> None:
     values = samples(dtype)
@@ -70,17 +74,42 @@ def test_reductions_propagate_nan_and_wrap_around() -> None:
 
 
 @pytest.mark.parametrize("dtype", DataType)
-@pytest.mark.parametrize("op", [ReduceKind.SUM, ReduceKind.PROD, ReduceKind.MIN, ReduceKind.MAX])
+@pytest.mark.parametrize("op", COMBINING)
 def test_fill_changes_nothing_when_combined(dtype: DataType, op: ReduceKind) -> None:
-    if dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX):
+    if not has_meaning(op, dtype):
         return
     values = samples(dtype)
     if dtype.is_complex:
         values = values[np.isfinite(values)]  # a complex infinity times one is not a number
-    before, filled = values.copy(), np.empty_like(values)
+    before, filled = (values != 0 if op.is_logical else values.copy()), np.empty_like(values)
     local.fill(of(filled), op)
     local.reduce(of(filled), of(values), op)
     assert np.array_equal(values.astype("c16"), before.astype("c16"), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DataType if dtype.is_integer])
+def test_bitwise_ops_work_on_bits_and_logical_ones_give_0_and_1(dtype: DataType) -> None:
+    wanted = {
+        "band": [4, 0, 0],
+        "bor": [7, 3, 0],
+        "bxor": [3, 3, 0],
+        "land": [1, 0, 0],
+        "lor": [1, 1, 0],
+        "lxor": [0, 1, 0],
+    }
+    for op, expected in wanted.items():
+        left, right = np.array([6, 3, 0], dtype.value), np.array([5, 0, 0], dtype.value)
+        local.reduce(of(right), of(left), ReduceKind(op))
+        assert left.tolist() == expected, op
+
+
+def test_any_byte_of_bool_but_0_is_true() -> None:
+    wanted = {"min": [1, 0, 0], "max": [1, 1, 0], "band": [1, 0, 0], "bor": [1, 1, 0], "bxor": [0, 1, 0]}
+    wanted |= {"land": [1, 0, 0], "lor": [1, 1, 0], "lxor": [0, 1, 0]}
+    for op, expected in wanted.items():
+        left, right = np.array([2, 255, 0], "u1").view(bool), np.array([1, 0, 0], "u1").view(bool)
+        local.reduce(of(right), of(left), ReduceKind(op))
+        assert left.view("u1").tolist() == expected, op
 
 
 def test_factors_that_a_dtype_cannot_hold_are_refused() -> None:

@@ -13,17 +13,14 @@ from hypothesis import strategies as st
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm._ext import ucp
 from hetcomm.runtime import local
-from hetcomm.types import DataType, Memory, Number, ReduceKind, identity
+from hetcomm.types import COMBINING as OPS
+from hetcomm.types import DataType, Memory, Number, ReduceKind, has_meaning, identity
 
-COMBINING = ["sum", "prod", "min", "max"]
-COMPLEX = [dtype for dtype in DataType if dtype.is_complex]
+COMBINING = [op.value for op in OPS]
 HALVES = [DataType.FLOAT16, DataType.BFLOAT16]
-STEPS = [
-    (dtype, what)
-    for dtype in DataType
-    for what in [*COMBINING, "average", "multiply", "fill"]
-    if not (dtype.is_complex and what in ("min", "max"))
-]
+OF_STEPS = {"average": ReduceKind.AVG, "multiply": ReduceKind.PREMUL_SUM, **{op.value: op for op in OPS}}
+STEPS = [(dtype, what) for dtype in DataType for what, op in OF_STEPS.items() if has_meaning(op, dtype)]
+STEPS += [(dtype, "fill") for dtype in DataType]
 steps = pytest.mark.parametrize(("dtype", "what"), STEPS, ids=lambda value: getattr(value, "value", value))
 paths = pytest.mark.parametrize("plain", [False, True], ids=["best", "plain"])
 
@@ -54,7 +51,7 @@ def expect(what: str, dst: Any, src: Any, dtype: DataType, count: int, number: A
     elif what == "multiply":
         local.multiply(source, target, number)
     elif what == "fill":
-        local.fill(target, ReduceKind.PROD)
+        local.fill(target, ReduceKind.LAND if dtype is DataType.BOOL else ReduceKind.PROD)  # with ones
     else:
         local.reduce(source, target, ReduceKind(what))
 
@@ -71,7 +68,9 @@ def samples(dtype: DataType, count: int, rng: Any) -> Any:
     """Any bits there are, numbers whose sums and products are none too large, and all that is special."""
     kind = numpy_dtype(dtype)
     values = rng.integers(0, 256, count * dtype.itemsize, np.uint8).view(kind)
-    if dtype.is_integer:
+    if dtype is DataType.BOOL:
+        special = np.array([False, True])
+    elif dtype.is_integer:
         edges = [identity(op, dtype) for op in (ReduceKind.MIN, ReduceKind.MAX)]
         special = np.array([*edges, 0, 1, 2, 3], kind)
     else:
@@ -153,7 +152,7 @@ def test_every_step_is_that_of_numpy(
 
 @paths
 @pytest.mark.parametrize("dtype", HALVES, ids=lambda value: value.value)
-@pytest.mark.parametrize("what", [*COMBINING, "average", "multiply"])
+@pytest.mark.parametrize("what", ["sum", "prod", "min", "max", "average", "multiply"])
 def test_every_half_precision_number_is_converted_as_numpy_does(dtype: DataType, what: str, plain: bool) -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     for seed in range(2):
@@ -167,7 +166,9 @@ def test_every_half_precision_number_is_converted_as_numpy_does(dtype: DataType,
         assert same(mine.view(kind), theirs.view(kind), two_nans)
 
 
-def test_there_is_no_order_of_complex_numbers() -> None:
-    for dtype in COMPLEX:
-        with pytest.raises(ValueError, match="'max'"):
-            run("max", np.zeros(16, np.uint8), np.zeros(16, np.uint8), dtype, 1, 1, False)
+def test_there_are_no_loops_without_a_meaning() -> None:
+    for dtype in DataType:
+        for what in OF_STEPS:
+            if (dtype, what) not in STEPS:
+                with pytest.raises(ValueError, match=f"'{what}'"):
+                    run(what, np.zeros(16, np.uint8), np.zeros(16, np.uint8), dtype, 1, 1, False)

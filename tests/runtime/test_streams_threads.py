@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections import defaultdict
@@ -20,10 +21,11 @@ from hetcomm.runtime.job import Job
 from hetcomm.runtime.tags import Contexts
 from hetcomm.runtime.waiting import Pump
 from hetcomm.runtime.wiring import wire
+from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import FakeDevice, FakeStreamVendor, WatchedTransport
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.transport.inproc import InprocNetwork
-from hetcomm.types import Config, MemoryKind
+from hetcomm.types import Config, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
 
 from .threads import Meeting, ThreadGroup
@@ -99,6 +101,27 @@ def test_calls_follow_one_another_on_several_streams(seed: int, monkeypatch: pyt
         expected[:] = expected.sum(axis=0)
     for got, _ in results:
         assert np.array_equal(got, expected[0])
+
+
+def test_a_reduction_that_a_vendor_of_devices_lacks_is_made_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = dataclasses.replace(FakeStreamVendor.capabilities, ops=frozenset({ReduceKind.SUM}))
+    monkeypatch.setattr(FakeStreamVendor, "capabilities", sums)
+
+    def body(comm: Communicator, device: FakeDevice) -> Any:
+        stream, found = device.open_stream(), {}
+        for op in ("sum", "bxor", "land"):
+            array = device.array(np.zeros(300, "i4"))
+            array.put(np.arange(300) >> comm.rank, stream)
+            steps = comm.explain("all_reduce", array, op=op).program.steps
+            comm.all_reduce(array, op=op, stream=stream)
+            found[op] = array.get(stream), any(isinstance(step, VendorCall) for step in steps)
+        return found
+
+    inputs = np.stack([np.arange(300) >> rank for rank in range(5)])
+    for rank, found in enumerate(run_on_devices(monkeypatch, body)):
+        for op, (got, calls_vendor) in found.items():
+            assert np.array_equal(got, getattr(np, ReduceKind(op).ufunc).reduce(inputs)), (rank, op)
+            assert calls_vendor == (op == "sum" and TOPOLOGY.cluster_of(rank).vendor == "fake"), (rank, op)
 
 
 def test_what_a_vendor_reports_later_opens_all_gates_and_is_raised_by_the_next_call(

@@ -60,7 +60,7 @@ def blocks(count: int, parts: int) -> list[tuple[int, int]]:
 
 def combining(what: Collective) -> ReduceKind:
     assert what.op is not None
-    return ReduceKind.SUM if what.op in (ReduceKind.AVG, ReduceKind.PREMUL_SUM) else what.op
+    return what.op.combining
 
 
 def first_copy(what: Collective, dst: Slice) -> list[Step]:

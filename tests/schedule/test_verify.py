@@ -72,11 +72,28 @@ BLOCK_KINDS = [kind for kind in CollectiveKind if kind.has_blocks]
 @given(data=st.data(), nranks=st.integers(1, 6), kind=st.sampled_from(BLOCK_KINDS))
 def test_vector_forms_and_displacements_are_proved(data: st.DataObject, nranks: int, kind: CollectiveKind) -> None:
     what = data.draw(collectives(nranks, kind=kind, vector=True))
-    op = SUM if what.op is ReduceKind.PREMUL_SUM else what.op
-    what = replace(what, op=op, dtype=DataType.FLOAT32)
+    copied = what.op is ReduceKind.PREMUL_SUM or (nranks == 1 and what.op is not None and what.op.is_logical)
+    op = SUM if copied else what.op
+    what = replace(what, op=op, dtype=DataType.INT32)
     schedule = direct([data.draw(passed_by(what, rank)) for rank in range(nranks)])
     verify(schedule)
     check_numbers(schedule, seeds=(0,))
+
+
+@pytest.mark.parametrize("op", ["land", "lor", "lxor"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_logical_op_of_one_rank_is_more_than_a_copy(op: str, in_place: bool) -> None:
+    what = collective("all_reduce", 1, 8, op, in_place=in_place, dtype=DataType.INT32)
+    steps = [] if in_place else [Copy(INPUT, WHOLE)]
+    rejected(build(what, [steps]), "is not made 0 or 1")
+    right = build(what, [[*steps, Fill(SPARE, ReduceKind(op)), Reduce(SPARE, WHOLE, ReduceKind(op))]], scratch=8)
+    verify(right)
+    check_numbers(right, seeds=(0,))
+    other = ReduceKind.LAND if op != "land" else ReduceKind.LOR
+    rejected(
+        build(what, [[*steps, Fill(SPARE, other), Reduce(SPARE, WHOLE, other)]], scratch=8),
+        f"under {other.value}, not {op}",
+    )
 
 
 def test_proof_counts_what_the_ring_does() -> None:

@@ -33,7 +33,7 @@ def test_it_is_proved_and_moves_the_least(data: st.DataObject) -> None:
     op = data.draw(st.sampled_from(list(ReduceKind)))
     in_place = data.draw(st.booleans())
     count = data.draw(st.integers(1, 40))
-    collective = Collective(CollectiveKind.ALL_REDUCE, topology.nranks, count, DataType.FLOAT32, op, in_place=in_place)
+    collective = Collective(CollectiveKind.ALL_REDUCE, topology.nranks, count, DataType.INT32, op, in_place=in_place)
     assert mutual.fits(collective, topology, RULES)
     whole = schedule(collective, topology)
     assert {program.algorithm for program in whole.programs} == {"mutual all_reduce"}
