@@ -5,22 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime import calls
-from hetcomm.runtime.engine import KINDS
+from hetcomm.runtime.spec import SPECS
 from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
 
 __all__ = ["Collectives"]
 
-_ALL_REDUCE = KINDS["all_reduce"]
-_REDUCE = KINDS["reduce"]
-_BROADCAST = KINDS["broadcast"]
-_ALL_GATHER = KINDS["all_gather"]
-_REDUCE_SCATTER = KINDS["reduce_scatter"]
-_GATHER = KINDS["gather"]
-_SCATTER = KINDS["scatter"]
-_ALL_TO_ALL = KINDS["all_to_all"]
-_BARRIER = KINDS["barrier"]
+
+def _key(name: str) -> int:
+    key = SPECS[name].key
+    assert key is not None  # only the vector forms have none
+    return key
+
+
+_ALL_REDUCE = _key("all_reduce")
+_REDUCE = _key("reduce")
+_BROADCAST = _key("broadcast")
+_ALL_GATHER = _key("all_gather")
+_REDUCE_SCATTER = _key("reduce_scatter")
+_GATHER = _key("gather")
+_SCATTER = _key("scatter")
+_ALL_TO_ALL = _key("all_to_all")
+_BARRIER = _key("barrier")
 
 
 class Collectives(Methods):
@@ -56,7 +62,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_ALL_REDUCE, in_array, out_array, op, None):
             return None
-        return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, async_op, timeout)
+        return self._collective("all_reduce", (in_array, out_array, op), stream, async_op, timeout)
 
     def reduce(
         self,
@@ -83,7 +89,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_REDUCE, in_array, out_array, root, op):
             return None
-        return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), stream, async_op, timeout)
+        return self._collective("reduce", (in_array, out_array, root, op), stream, async_op, timeout)
 
     def broadcast(
         self,
@@ -107,7 +113,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_BROADCAST, in_out_array, None, root, None):
             return None
-        return self._collective("broadcast", calls.broadcast, (in_out_array, root), stream, async_op, timeout)
+        return self._collective("broadcast", (in_out_array, root), stream, async_op, timeout)
 
     def all_gather(
         self,
@@ -134,7 +140,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_ALL_GATHER, in_array, out_array, count, None):
             return None
-        return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), stream, async_op, timeout)
+        return self._collective("all_gather", (in_array, out_array, count), stream, async_op, timeout)
 
     def reduce_scatter(
         self,
@@ -162,7 +168,7 @@ class Collectives(Methods):
         if timeout is None and not async_op and self._express(_REDUCE_SCATTER, in_array, out_array, count, op):
             return None
         args = (in_array, out_array, count, op)
-        return self._collective("reduce_scatter", calls.reduce_scatter, args, stream, async_op, timeout)
+        return self._collective("reduce_scatter", args, stream, async_op, timeout)
 
     def gather(
         self,
@@ -188,7 +194,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_GATHER, in_array, out_array, root, None):
             return None
-        return self._collective("gather", calls.gather, (in_array, out_array, root), stream, async_op, timeout)
+        return self._collective("gather", (in_array, out_array, root), stream, async_op, timeout)
 
     def scatter(
         self,
@@ -214,7 +220,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_SCATTER, in_array, out_array, root, None):
             return None
-        return self._collective("scatter", calls.scatter, (in_array, out_array, root), stream, async_op, timeout)
+        return self._collective("scatter", (in_array, out_array, root), stream, async_op, timeout)
 
     def all_to_all(
         self,
@@ -238,7 +244,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._express(_ALL_TO_ALL, in_array, out_array, None, None):
             return None
-        return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), stream, async_op, timeout)
+        return self._collective("all_to_all", (in_array, out_array), stream, async_op, timeout)
 
     def barrier(self, *, stream: Any = None, async_op: bool = False, timeout: float | None = None) -> Work | None:
         """Return when all ranks have called it. Collective.
@@ -252,6 +258,4 @@ class Collectives(Methods):
         token = self._token
         if timeout is None and not async_op and self._express(_BARRIER, token, None, "max", None):
             return None
-        return self._collective(
-            "barrier", calls.all_reduce, (token, None, "max"), stream, async_op, timeout, control=True
-        )
+        return self._collective("barrier", (token, None, "max"), stream, async_op, timeout)

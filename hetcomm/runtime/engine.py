@@ -41,25 +41,7 @@ if TYPE_CHECKING:
     from hetcomm.runtime.grouping import Queue
     from hetcomm.runtime.wiring import Parts
 
-__all__ = ["KINDS", "Engine"]
-
-KINDS = {
-    name: number
-    for number, name in enumerate(
-        (
-            "all_reduce",
-            "reduce",
-            "broadcast",
-            "all_gather",
-            "reduce_scatter",
-            "gather",
-            "scatter",
-            "all_to_all",
-            "barrier",
-        )
-    )
-}
-"""What the express way calls the methods that may take it."""
+__all__ = ["Engine"]
 
 _PER_TURN = 8  # works in the background that one turn of a wait moves: the oldest, and as many of the others
 _SECONDS_PER_TURN = 20e-6  # for either
@@ -215,16 +197,13 @@ class Engine(UnderWay):
         """No short way may be taken from now on."""
         self.ledger.detour = True
 
-    def learn(self, name: str, plan: Plan, call: Call, args: Sequence[Any]) -> None:
+    def learn(self, key: int, plan: Plan, call: Call, args: tuple[Any, Any, Any, Any]) -> None:
         """A call has gone well: let the next one like it take the express way, if it is one for that.
 
-        `args` is what the method was passed, arrays first.
+        `key` and `args` are as `CollectiveSpec` has them.
         """
         if self.express is not None and call.factor is None and self._is_express(plan, call):
-            a, *rest = args
-            b = rest.pop(0) if name != "broadcast" else None
-            first, second = (*rest, None, None)[:2]
-            self.express.learn(plan, KINDS[name], a, b, first, second, call.in_memory, call.out_memory)
+            self.express.learn(plan, key, *args, call.in_memory, call.out_memory)
 
     def forget(self) -> None:
         """Calls mean something else from now on."""

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Send
 from hetcomm.topology.hubs import crossing, least_time, sizes
 from hetcomm.topology.model import Topology
@@ -46,7 +47,7 @@ def least_total(collective: Collective, topology: Topology) -> int:
     match collective.kind:
         case CollectiveKind.ALL_REDUCE:
             return 2 * (len(topology.clusters) - 1) * vector_bytes(collective)
-        case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:
+        case kind if kind.row.family is Family.EXCHANGE:
             return sum(least_out(collective, topology))
         case _:
             return (len(topology.clusters) - 1) * vector_bytes(collective)

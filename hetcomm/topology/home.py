@@ -22,6 +22,7 @@ collective without counts.
 from __future__ import annotations
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program
 from hetcomm.topology import flat
 from hetcomm.topology.builder import Builder
@@ -36,7 +37,7 @@ __all__ = ["plan"]
 def plan(collective: Collective, topology: Topology, rank: int) -> Program:
     """The program of `rank` for any collective over a topology of one cluster."""
     cluster = topology.clusters[0]
-    if collective.kind in (CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL):
+    if collective.kind.row.family is Family.EXCHANGE:
         return flat.plan(collective, rank)
     builder = Builder(collective, rank)
     if not collective.total:

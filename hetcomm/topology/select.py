@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from hetcomm.errors import TopologyError
-from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.collective import Collective
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Schedule, VendorCall
 from hetcomm.topology import bounds, cascade, circulant, exchange, flat, hierarchical, home, mutual
 from hetcomm.topology.model import Topology
@@ -15,7 +16,6 @@ from hetcomm.topology.tuning import RULES, Tuning
 __all__ = ["is_large", "plan", "schedule", "why"]
 
 _CACHED_PLANS = 1024
-_EXCHANGES = (CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL)
 
 
 @lru_cache(maxsize=_CACHED_PLANS)
@@ -31,7 +31,7 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
     topology.cluster_index(rank)  # raises unless it is a rank
     if len(topology.clusters) == 1:
         return home.plan(collective, topology, rank)
-    if collective.kind in _EXCHANGES:
+    if collective.kind.row.family is Family.EXCHANGE:
         return flat.direct(collective, rank) if tuning.direct_exchange else exchange.plan(collective, topology, rank)
     if tuning.is_narrow(collective):
         topology = _narrowed(topology, collective.root)
