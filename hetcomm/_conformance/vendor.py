@@ -204,7 +204,7 @@ class _Suite:
         """What is not in the capabilities raises `VendorError`, and the communicator stays usable."""
         for kind, dtype, op in itertools.product(CollectiveKind, DataType, (None, *ReduceKind)):
             meaningless = dtype.is_complex and op in (ReduceKind.MIN, ReduceKind.MAX)
-            if kind.reduces != (op is not None) or meaningless:
+            if op not in kind.ops or meaningless:
                 continue
             collective = Collective(kind, communicator.nranks, 3, dtype, op, 0 if kind.has_root else None)
             if not self._capabilities.takes(collective):

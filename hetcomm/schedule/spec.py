@@ -102,6 +102,8 @@ class CollectiveKind(enum.Enum):
     GATHER = "gather"
     SCATTER = "scatter"
     ALL_TO_ALL = "all_to_all"
+    SCAN = "scan"
+    EXSCAN = "exscan"
 
     @property
     def row(self) -> Row:
@@ -152,4 +154,6 @@ _ROWS: dict[str, Row] = {
     "gather": Row(_EXCHANGE, _BLOCK, _BLOCKS, Sources.ONE, "Gather", _other_blocks, got_by_root=True),
     "scatter": Row(_EXCHANGE, _BLOCKS, _BLOCK, Sources.ONE, "Scatter", _other_blocks, passed_by_root=True),
     "all_to_all": Row(_EXCHANGE, _BLOCKS, _BLOCKS, Sources.ONE, "Alltoall", _other_blocks),
+    "scan": Row(_SCAN, _VECTOR, _VECTOR, Sources.UP_TO, "Scan", _once, averages=False),
+    "exscan": Row(_SCAN, _VECTOR, _VECTOR, Sources.BEFORE, "Exscan", _once, averages=False),
 }

@@ -104,8 +104,8 @@ class Builder:
                 self._settled = self.target()  # the root's own block, in an array that is only read
         if collective.op is not ReduceKind.PREMUL_SUM:
             return found
-        whole = collective.kind is CollectiveKind.ALL_REDUCE
-        work = Slice(Buffer.OUT, 0, found.count) if whole else self.scratch(found.count)
+        writes = collective.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.SCAN)  # all of the output, by adding
+        work = Slice(Buffer.OUT, 0, found.count) if writes else self.scratch(found.count)
         self.copy(found, work, Scale.FACTOR)
         return work
 

@@ -21,6 +21,7 @@ from functools import lru_cache
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.dataflow import dependencies
 from hetcomm.schedule.simulate import Costs
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Copy, Fill, Program, Recv, Reduce, Send, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.costs import Calibration, costs_of
@@ -125,7 +126,8 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
             most = nbytes * max(map(len, topology.clusters))
             yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=most, local_reduction=locally)
         for chunks in _CHUNKS:
-            name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
+            shape = "pieces" if collective.kind.row.family is Family.SCAN else "hubs by bandwidth"
+            name = shape if chunks == 1 else f"{shape}, {chunks} chunks"
             size = -(-nbytes // chunks)
             yield (
                 f"{name}{end}",

@@ -1,0 +1,123 @@
+"""Scan and exscan: rank r gets the sum of ranks 0 to r, or 0 to r - 1, however the clusters lie in the rank order.
+
+The rank order falls into R stretches of one cluster each (`hetcomm.topology.stretches`); where every cluster's ranks
+are consecutive, R is C, the number of clusters. N ranks, n of them in the longest stretch, S bytes in K pieces, log is
+the logarithm to base 2 rounded up.
+
+==============================  ==============================================  ======================
+plan                            messages one after another                      bytes between clusters
+==============================  ==============================================  ======================
+chain (`scan_chain`)            N - 1 + 2(R-1) + K - 1, of a piece each         (R-1)S
+tree (`scan_tree`), R <= 8      2 log n + R + 1, of the whole vector            (R-1)S
+the same, R > 8                 2 log n + 2 log R + 1                           less than 2(R-1)S
+==============================  ==============================================  ======================
+
+(R-1)S is the least there can be. Nothing can be taken out of a sum, so a cluster must be given, for each of its
+stretches but the very first of all, the sum of what lies between that and its stretch before: vectors of S bytes that
+do not depend on one another. The chain attains it, into and out of each cluster, and so does the tree of few stretches;
+that of many, for short vectors only, pays up to twice as much for 2 log R messages in place of R. Few are up to 8.
+
+The border ranks of a cluster share what it sends and receives in proportion to their uplinks; where all ranks are on
+one host (`Tuning.direct_exchange`) messages go straight from rank to rank, two fewer for each step between clusters.
+The plan is the one that takes the least time by this table, so short vectors take the tree unless the chain is no
+longer. Vendors are not called: their libraries have no scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hetcomm.schedule.collective import Collective
+from hetcomm.schedule.steps import Program, Slice
+from hetcomm.topology.builder import Builder
+from hetcomm.topology.model import Topology
+from hetcomm.topology.ring import PIECE_BYTES
+from hetcomm.topology.scan_chain import Chain
+from hetcomm.topology.scan_tree import Tree
+from hetcomm.topology.stretches import MOST_CHAINED, Stretch, depth, exchanges, indices, stretches
+from hetcomm.topology.tuning import RULES, Tuning
+
+__all__ = ["crossings", "most_scratch", "nstretches", "plan", "within_one"]
+
+
+def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning = RULES) -> Program:
+    """The program of `rank` for a scan or exscan over any topology."""
+    builder = Builder(collective, rank)
+    if not collective.total:
+        return builder.program("nothing to do")
+    whole = stretches(topology)
+    mine = indices(topology)[topology.cluster_index(rank)]
+    sharing = topology if _is_shared(topology, tuning) else None
+    name = _write(builder, builder.source(), builder.target(), whole, mine, sharing, tuning)
+    return builder.program(f"{name} {collective.kind.value}")
+
+
+def within_one(builder: Builder, source: Slice, target: Slice) -> str:
+    """A scan of one group of ranks, by messages; the plan's name."""
+    whole = (Stretch(0, builder.collective.nranks, 0),)
+    return _write(builder, source, target, whole, (0,), None, RULES)
+
+
+def crossings(collective: Collective, topology: Topology, tuning: Tuning = RULES) -> int:
+    """How many vectors the plan moves between clusters: R - 1, unless it is the tree of many stretches."""
+    whole = stretches(topology)
+    if not _takes_tree(collective, whole, _is_shared(topology, tuning), tuning):
+        return len(whole) - 1
+    every = {each for number in range(len(whole)) for each in exchanges(len(whole), number)}
+    return sum(whole[each.source].cluster != whole[each.target].cluster for each in every)
+
+
+def most_scratch(collective: Collective, topology: Topology, rank: int, tuning: Tuning) -> int:
+    """Elements of scratch that the program of `rank` has at most; see `hetcomm.topology.scratch`."""
+    whole, here = stretches(topology), len(indices(topology)[topology.cluster_index(rank)])
+    if not _takes_tree(collective, whole, _is_shared(topology, tuning), tuning):
+        npieces = _npieces(collective, tuning)
+        return min((2 * here + 1) * npieces, 4 * here + 8) * -(-collective.count // npieces)
+    longest = max(len(stretch.ranks) for stretch in whole)
+    turns = 1 if len(whole) <= MOST_CHAINED else (len(whole) - 1).bit_length()
+    return collective.count * (2 * (longest - 1).bit_length() + (1 + 2 * turns) * here + 1)
+
+
+def nstretches(topology: Topology) -> int:
+    """R of the table."""
+    return len(stretches(topology))
+
+
+def _write(
+    builder: Builder,
+    source: Slice,
+    target: Slice,
+    whole: Sequence[Stretch],
+    mine: Sequence[int],
+    sharing: Topology | None,
+    tuning: Tuning,
+) -> str:
+    if _takes_tree(builder.collective, whole, sharing is not None, tuning):
+        Tree(builder, source, target, whole, mine, sharing).run()
+        return "tree"
+    Chain(builder, source, target, whole, mine, sharing, _npieces(builder.collective, tuning)).run()
+    return "chain"
+
+
+def _is_shared(topology: Topology, tuning: Tuning) -> bool:
+    """Whether border ranks share what goes between clusters."""
+    return len(topology.clusters) > 1 and not tuning.direct_exchange
+
+
+def _takes_tree(collective: Collective, whole: Sequence[Stretch], shared: bool, tuning: Tuning) -> bool:
+    """Whether the tree takes less time than the chain, by the table."""
+    npieces, hops = _npieces(collective, tuning), len(whole) - 1
+    if npieces > 1 and len(whole) > MOST_CHAINED:
+        return False  # a long vector is not sent twice
+    longest = max(len(stretch.ranks) for stretch in whole)
+    tree = 2 * (longest - 1).bit_length() + depth(len(whole)) + (2 if shared else 0)
+    chain = collective.nranks - 1 + (2 * hops if shared else 0)
+    return tree * npieces < chain + npieces - 1
+
+
+def _npieces(collective: Collective, tuning: Tuning) -> int:
+    nbytes = collective.total * collective.dtype.itemsize
+    if tuning.is_small(nbytes):
+        return 1
+    wanted = -(-nbytes // min(PIECE_BYTES, tuning.chunk_bytes))
+    return max(1, min(wanted, tuning.max_chunks, collective.count))
