@@ -28,21 +28,28 @@ from hetcomm._ranks.launch import mpi_command
 from hetcomm.cli import main
 from hetcomm.errors import UsageError
 from hetcomm.runtime.launcher import Launcher
+from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.testing import run_ranks
 from hetcomm.types import DataType, ReduceKind
 
 HEADS = ["size", "count", "type", "redop", "root", "library", "time", "min", "p95", "algbw", "busbw", "wrong"]
 
-cases = st.builds(
-    Case.of,
-    st.sampled_from(NAMES),
-    nranks=st.integers(1, 7),
-    nbytes=st.integers(0, 5000),
-    dtype=st.sampled_from([dtype for dtype in DataType if not dtype.is_complex]),
-    op=st.sampled_from(list(ReduceKind)),
-    root=st.just(0),
-    in_place=st.just(False),
-)
+
+def cases_of(name: str) -> st.SearchStrategy[Case]:
+    kind = next((kind for kind in CollectiveKind if kind.value == name), None)
+    return st.builds(
+        Case.of,
+        st.just(name),
+        nranks=st.integers(1, 7),
+        nbytes=st.integers(0, 5000),
+        dtype=st.sampled_from([dtype for dtype in DataType if not dtype.is_complex]),
+        op=st.sampled_from(kind.ops if kind is not None and kind.reduces else list(ReduceKind)),
+        root=st.just(0),
+        in_place=st.just(False),
+    )
+
+
+cases = st.sampled_from(NAMES).flatmap(cases_of)
 
 
 def run(*args: str) -> Result:

@@ -51,7 +51,7 @@ def cases(nranks: int) -> Iterator[Collective]:
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
-            for op in ReduceKind if kind.reduces else (None,):
+            for op in kind.ops:
                 if dtype.is_complex and op in ORDERING:
                     continue
                 for vector in (False, True) if kind.has_blocks else (False,):

@@ -70,7 +70,8 @@ class Mpi:
             ends = self._in_place(case, target)
         else:
             ends = (source if reads else None, target if writes else None)
-        result = arrays.output(case) if writes else None
+        undefined = case.name == CollectiveKind.EXSCAN.value and self._rank == 0
+        result = arrays.output(case) if writes and not undefined else None
         if case.name == "reduce_scatter" and case.in_place:  # MPI's result is the first block on every rank
             result = arrays.of(case)[1][: case.count]
         return Bound(partial(getattr(self._comm, CollectiveKind(case.name).row.mpi), *ends, *op, *root), result)

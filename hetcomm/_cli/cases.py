@@ -5,6 +5,7 @@ collective                          size                          count         
 ==================================  ============================  ==============================  ====================
 all_reduce                          vector of each rank           its elements                    2(n-1)/n
 reduce, broadcast                   vector                        its elements                    1
+scan, exscan                        vector of each rank           its elements                    1
 all_gather, gather                  all blocks together           elements of one block           (n-1)/n
 reduce_scatter, scatter             all blocks together           elements of one block           (n-1)/n
 all_to_all                          all blocks of one rank        elements of one block           (n-1)/n

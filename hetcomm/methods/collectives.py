@@ -26,6 +26,8 @@ _REDUCE_SCATTER = _key("reduce_scatter")
 _GATHER = _key("gather")
 _SCATTER = _key("scatter")
 _ALL_TO_ALL = _key("all_to_all")
+_SCAN = _key("scan")
+_EXSCAN = _key("exscan")
 _BARRIER = _key("barrier")
 
 
@@ -245,6 +247,64 @@ class Collectives(Methods):
         if timeout is None and not async_op and self._express(_ALL_TO_ALL, in_array, out_array, None, None):
             return None
         return self._collective("all_to_all", (in_array, out_array), stream, async_op, timeout)
+
+    def scan(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+    ) -> Work | None:
+        """Combine the `in_array` of ranks 0 to r element by element, for each rank r, which gets that. Collective.
+
+        The order is that of the communicator's ranks, however the clusters lie in it. Where rounding matters, the
+        additions are grouped as the plan says, so rank r's result need not have the bits of an all_reduce over ranks 0
+        to r; equal calls give equal bits.
+
+        Args:
+            in_array: The input.
+            out_array: As many elements of the same dtype; without it, or if it is `in_array`, the result replaces the
+                input.
+            op: 'sum', 'prod', 'min', 'max', `hetcomm.premul_sum(factor)` with each rank's own factor, a `ReduceOp`, or
+                an mpi4py `Op`. There is no 'avg': each rank would divide by another number.
+            stream, async_op, timeout: As for `all_reduce`.
+
+        Raises:
+            UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
+        """
+        if timeout is None and not async_op and self._express(_SCAN, in_array, out_array, op, None):
+            return None
+        return self._collective("scan", (in_array, out_array, op), stream, async_op, timeout)
+
+    def exscan(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+    ) -> Work | None:
+        """Combine the `in_array` of ranks 0 to r - 1 element by element, for each rank r, which gets that. Collective.
+
+        Rank 0, which has none before it, gets the op's identity: 0, for 'prod' 1, for 'min' the dtype's highest value
+        and for 'max' its lowest, of floating types the infinities. (MPI leaves that output undefined.)
+
+        Args:
+            in_array: The input; that of the last rank does not count.
+            out_array, op: As for `scan`.
+            stream, async_op, timeout: As for `all_reduce`.
+
+        Raises:
+            UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
+        """
+        if timeout is None and not async_op and self._express(_EXSCAN, in_array, out_array, op, None):
+            return None
+        return self._collective("exscan", (in_array, out_array, op), stream, async_op, timeout)
 
     def barrier(self, *, stream: Any = None, async_op: bool = False, timeout: float | None = None) -> Work | None:
         """Return when all ranks have called it. Collective.

@@ -119,6 +119,30 @@ class PersistentCollectives(Methods):
         """Make a persistent `all_to_all`, with its arguments. Collective."""
         return self._persistent("all_to_all", (in_array, out_array), stream, timeout)
 
+    def scan_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `scan`, with its arguments. Collective."""
+        return self._persistent("scan", (in_array, out_array, op), stream, timeout)
+
+    def exscan_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `exscan`, with its arguments. Collective."""
+        return self._persistent("exscan", (in_array, out_array, op), stream, timeout)
+
     def all_gather_v_init(
         self,
         in_array: ArrayLike | None,

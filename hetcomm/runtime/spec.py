@@ -67,6 +67,8 @@ SPECS = {
         CollectiveSpec("scatter", _KIND.SCATTER, calls.scatter, _BOTH, ("root",), key=6),
         CollectiveSpec("all_to_all", _KIND.ALL_TO_ALL, calls.all_to_all, _BOTH, key=7),
         CollectiveSpec("barrier", _KIND.ALL_REDUCE, calls.all_reduce, _BOTH, ("op",), key=8, control=True),
+        CollectiveSpec("scan", _KIND.SCAN, calls.scan, _BOTH, ("op",), key=9),
+        CollectiveSpec("exscan", _KIND.EXSCAN, calls.exscan, _BOTH, ("op",), key=10),
         CollectiveSpec("all_gather_v", _KIND.ALL_GATHER, calls.all_gather_v, _BOTH, ("counts",), ("displs",)),
         CollectiveSpec(
             "reduce_scatter_v", _KIND.REDUCE_SCATTER, calls.reduce_scatter_v, _BOTH, ("counts", "op"), ("displs",)

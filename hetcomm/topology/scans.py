@@ -9,6 +9,7 @@ plan                            messages one after another                      
 ==============================  ==============================================  ======================
 chain (`scan_chain`)            N - 1 + 2(R-1) + K - 1, of a piece each         (R-1)S
 tree (`scan_tree`), R <= 8      2 log n + R + 1, of the whole vector            (R-1)S
+                                (R = 1: log n)
 the same, R > 8                 2 log n + 2 log R + 1                           less than 2(R-1)S
 ==============================  ==============================================  ======================
 
@@ -109,8 +110,8 @@ def _takes_tree(collective: Collective, whole: Sequence[Stretch], shared: bool, 
     npieces, hops = _npieces(collective, tuning), len(whole) - 1
     if npieces > 1 and len(whole) > MOST_CHAINED:
         return False  # a long vector is not sent twice
-    longest = max(len(stretch.ranks) for stretch in whole)
-    tree = 2 * (longest - 1).bit_length() + depth(len(whole)) + (2 if shared else 0)
+    inside = (max(len(stretch.ranks) for stretch in whole) - 1).bit_length()
+    tree = 2 * inside + depth(len(whole)) + (2 if shared else 0) if hops else inside
     chain = collective.nranks - 1 + (2 * hops if shared else 0)
     return tree * npieces < chain + npieces - 1
 

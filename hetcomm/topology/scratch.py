@@ -23,7 +23,7 @@ scan, exscan    min((2r+1) K, 4r+8) S/K      the chain: pieces on their way
 * Scans have two plans, `hetcomm.topology.scans`; r is the number of stretches of the rank's cluster, n the ranks of the
   longest one, and e is 1, or log R where there are more than 8 stretches.
 * Over many clusters all_reduce and reduce take 3S at most where that is more, and reduce_scatter 3S.
-* The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to.
+* The op premul_sum adds S, its products, except in all_reduce and scan; displacements add the elements they apply to.
 * A few elements that are padded to equal blocks add D C E at most, where E is `SMALL_BYTES`; in a job of one cluster
   small blocks that travel on trees add 9E.
 * Vendor calls that are written out as messages add 4 (w + E) at most (`hetcomm.topology.inline`), in a job of one
@@ -61,7 +61,7 @@ def most_scratch(
     chunk, at_once = _chunk(collective, topology, tuning)
     small = -(-SMALL_BYTES // itemsize)
     found = at_once * nclusters * small + _displaced(collective, rank)
-    if collective.op is ReduceKind.PREMUL_SUM and kind is not CollectiveKind.ALL_REDUCE:
+    if collective.op is ReduceKind.PREMUL_SUM and kind not in (CollectiveKind.ALL_REDUCE, CollectiveKind.SCAN):
         found += total
     match kind:
         case CollectiveKind.ALL_REDUCE:

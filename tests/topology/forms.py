@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import DataType
 
 SEEDS = st.integers(0, 1 << 32)
 
@@ -26,7 +26,7 @@ _WRITTEN_APART = (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER, CollectiveKi
 def vector_forms(draw: DrawFn, nranks: int, kind: CollectiveKind) -> Collective:
     """Blocks of a few sizes, with many empty ones and primes among them; small, or of more than 16 KiB."""
     root = draw(st.integers(0, nranks - 1)) if kind.has_root else None
-    op = draw(st.sampled_from(ReduceKind)) if kind.reduces else None
+    op = draw(st.sampled_from(kind.ops))
     few = draw(st.lists(st.sampled_from([0, 0, 1, 2, 3, 7, 13, 101, 20011]), min_size=1, max_size=5))
     rng = random.Random(draw(SEEDS))
     counts = tuple(rng.choices(few, k=nranks ** (2 if kind is CollectiveKind.ALL_TO_ALL else 1)))
