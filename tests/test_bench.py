@@ -318,7 +318,8 @@ def test_every_collective_is_right_with_every_baseline() -> None:
 def test_gloo_is_right_too() -> None:
     answers = run_ranks(3, everything, NAMES, ("gloo",), timeout=100)
     for name, faults in answers[0].items():
-        assert faults == ({"hetcomm": 0} if name == "all_to_all True" else {"hetcomm": 0, "gloo": 0}), name
+        lacks = name == "all_to_all True" or "scan" in name
+        assert faults == ({"hetcomm": 0} if lacks else {"hetcomm": 0, "gloo": 0}), name
 
 
 @pytest.mark.skipif(find_spec("torch") is not None, reason="PyTorch is installed")

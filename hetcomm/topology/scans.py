@@ -16,7 +16,8 @@ the same, R > 8                 2 log n + 2 log R + 1                           
 (R-1)S is the least there can be. Nothing can be taken out of a sum, so a cluster must be given, for each of its
 stretches but the very first of all, the sum of what lies between that and its stretch before: vectors of S bytes that
 do not depend on one another. The chain attains it, into and out of each cluster, and so does the tree of few stretches;
-that of many, for short vectors only, pays up to twice as much for 2 log R messages in place of R. Few are up to 8.
+that of many pays up to twice as much, for vectors of up to `Tuning.few_steps_bytes` only, and takes 2 log R messages in
+place of R. Few are up to 8.
 
 The border ranks of a cluster share what it sends and receives in proportion to their uplinks; where all ranks are on
 one host (`Tuning.direct_exchange`) messages go straight from rank to rank, two fewer for each step between clusters.
@@ -108,7 +109,7 @@ def _is_shared(topology: Topology, tuning: Tuning) -> bool:
 def _takes_tree(collective: Collective, whole: Sequence[Stretch], shared: bool, tuning: Tuning) -> bool:
     """Whether the tree takes less time than the chain, by the table."""
     npieces, hops = _npieces(collective, tuning), len(whole) - 1
-    if npieces > 1 and len(whole) > MOST_CHAINED:
+    if len(whole) > MOST_CHAINED and not tuning.is_small(collective.total * collective.dtype.itemsize):
         return False  # a long vector is not sent twice
     inside = (max(len(stretch.ranks) for stretch in whole) - 1).bit_length()
     tree = 2 * inside + depth(len(whole)) + (2 if shared else 0) if hops else inside
