@@ -12,6 +12,7 @@ all_gather_v, reduce_scatter_v, few bytes    one vendor call by way of scratch (
 the same, many bytes                         one broadcast or reduce for each block that is not empty
 gather, scatter, all_to_all and their        messages: `hetcomm.topology.flat_exchange`
 vector forms
+scan, exscan                                 messages: `hetcomm.topology.scans`
 ===========================================  ===============================================================
 
 `AVG` adds one copy that scales the result, `PREMUL_SUM` one that scales the input, and ranks out of order the copies of
@@ -37,7 +38,7 @@ __all__ = ["plan"]
 def plan(collective: Collective, topology: Topology, rank: int) -> Program:
     """The program of `rank` for any collective over a topology of one cluster."""
     cluster = topology.clusters[0]
-    if collective.kind.row.family is Family.EXCHANGE:
+    if collective.kind.row.family is not Family.VENDOR:
         return flat.plan(collective, rank)
     builder = Builder(collective, rank)
     if not collective.total:

@@ -55,7 +55,7 @@ class Chain:
         builder: Takes the steps.
         source, target: Input and output of this rank.
         stretches: Of the rank order.
-        mine: The numbers of those of this rank's cluster.
+        mine: The numbers of those that this rank has to do with: its own, as a border rank all of its cluster.
         topology: Whose border ranks share what goes between clusters; None: it goes straight from rank to rank.
         npieces: Of the vector, which has as many elements at least.
     """

@@ -34,7 +34,7 @@ class Tree:
         builder: Takes the steps.
         source, target: Input and output of this rank.
         stretches: Of the rank order.
-        mine: The numbers of those of this rank's cluster.
+        mine: The numbers of those that this rank has to do with: its own, as a border rank all of its cluster.
         topology: Whose border ranks share what goes between clusters; None: the last ranks of stretches do it all.
     """
 
@@ -121,7 +121,7 @@ class Tree:
         """The target gets the sum of the source, and adds it to its own, unless that has been handed on already."""
         source, target, here = exchange.source, exchange.target, self._stretches[self._here].cluster
         given, taken = self._shares(source, Direction.OUT), self._shares(target, Direction.OUT)
-        held = self._sums[source] if self._stretches[source].cluster == here else None
+        held = self._sums.get(source)
         if self._stretches[source].cluster == self._stretches[target].cluster:
             arrived = self._moved(held, given, taken, _ACROSS)
         else:

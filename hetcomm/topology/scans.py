@@ -36,7 +36,7 @@ from hetcomm.topology.model import Topology
 from hetcomm.topology.ring import PIECE_BYTES
 from hetcomm.topology.scan_chain import Chain
 from hetcomm.topology.scan_tree import Tree
-from hetcomm.topology.stretches import MOST_CHAINED, Stretch, depth, exchanges, indices, stretches
+from hetcomm.topology.stretches import MOST_CHAINED, RankOrder, depth, exchanges, one_stretch, rank_order
 from hetcomm.topology.tuning import RULES, Tuning
 
 __all__ = ["crossings", "most_scratch", "nstretches", "plan", "within_one"]
@@ -47,57 +47,54 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
     builder = Builder(collective, rank)
     if not collective.total:
         return builder.program("nothing to do")
-    whole = stretches(topology)
-    mine = indices(topology)[topology.cluster_index(rank)]
     sharing = topology if _is_shared(topology, tuning) else None
-    name = _write(builder, builder.source(), builder.target(), whole, mine, sharing, tuning)
+    name = _write(builder, builder.source(), builder.target(), rank_order(topology), sharing, tuning)
     return builder.program(f"{name} {collective.kind.value}")
 
 
 def within_one(builder: Builder, source: Slice, target: Slice) -> str:
     """A scan of one group of ranks, by messages; the plan's name."""
-    whole = (Stretch(0, builder.collective.nranks, 0),)
-    return _write(builder, source, target, whole, (0,), None, RULES)
+    return _write(builder, source, target, one_stretch(builder.collective.nranks), None, RULES)
 
 
 def crossings(collective: Collective, topology: Topology, tuning: Tuning = RULES) -> int:
     """How many vectors the plan moves between clusters: R - 1, unless it is the tree of many stretches."""
-    whole = stretches(topology)
-    if not _takes_tree(collective, whole, _is_shared(topology, tuning), tuning):
-        return len(whole) - 1
-    every = {each for number in range(len(whole)) for each in exchanges(len(whole), number)}
-    return sum(whole[each.source].cluster != whole[each.target].cluster for each in every)
+    order = rank_order(topology)
+    if not _takes_tree(collective, order, _is_shared(topology, tuning), tuning):
+        return len(order) - 1
+    every = {each for number in range(len(order)) for each in exchanges(len(order), number)}
+    cluster = [stretch.cluster for stretch in order.stretches]
+    return sum(cluster[each.source] != cluster[each.target] for each in every)
 
 
 def most_scratch(collective: Collective, topology: Topology, rank: int, tuning: Tuning) -> int:
     """Elements of scratch that the program of `rank` has at most; see `hetcomm.topology.scratch`."""
-    whole, here = stretches(topology), len(indices(topology)[topology.cluster_index(rank)])
-    if not _takes_tree(collective, whole, _is_shared(topology, tuning), tuning):
+    order = rank_order(topology)
+    here = len(order.of_cluster[topology.cluster_index(rank)])
+    if not _takes_tree(collective, order, _is_shared(topology, tuning), tuning):
         npieces = _npieces(collective, tuning)
         return min((2 * here + 1) * npieces, 4 * here + 8) * -(-collective.count // npieces)
-    longest = max(len(stretch.ranks) for stretch in whole)
-    turns = 1 if len(whole) <= MOST_CHAINED else (len(whole) - 1).bit_length()
-    return collective.count * (2 * (longest - 1).bit_length() + (1 + 2 * turns) * here + 1)
+    turns = 1 if len(order) <= MOST_CHAINED else (len(order) - 1).bit_length()
+    return collective.count * (2 * (order.longest - 1).bit_length() + (1 + 2 * turns) * here + 1)
 
 
 def nstretches(topology: Topology) -> int:
     """R of the table."""
-    return len(stretches(topology))
+    return len(rank_order(topology))
 
 
 def _write(
-    builder: Builder,
-    source: Slice,
-    target: Slice,
-    whole: Sequence[Stretch],
-    mine: Sequence[int],
-    sharing: Topology | None,
-    tuning: Tuning,
+    builder: Builder, source: Slice, target: Slice, order: RankOrder, sharing: Topology | None, tuning: Tuning
 ) -> str:
-    if _takes_tree(builder.collective, whole, sharing is not None, tuning):
-        Tree(builder, source, target, whole, mine, sharing).run()
+    mine: Sequence[int] = (order.number(builder.rank),)
+    if sharing is not None:
+        cluster = sharing.cluster_of(builder.rank)
+        if cluster.border_position(builder.rank) is not None:
+            mine = order.of_cluster[sharing.cluster_index(builder.rank)]
+    if _takes_tree(builder.collective, order, sharing is not None, tuning):
+        Tree(builder, source, target, order.stretches, mine, sharing).run()
         return "tree"
-    Chain(builder, source, target, whole, mine, sharing, _npieces(builder.collective, tuning)).run()
+    Chain(builder, source, target, order.stretches, mine, sharing, _npieces(builder.collective, tuning)).run()
     return "chain"
 
 
@@ -106,13 +103,13 @@ def _is_shared(topology: Topology, tuning: Tuning) -> bool:
     return len(topology.clusters) > 1 and not tuning.direct_exchange
 
 
-def _takes_tree(collective: Collective, whole: Sequence[Stretch], shared: bool, tuning: Tuning) -> bool:
+def _takes_tree(collective: Collective, order: RankOrder, shared: bool, tuning: Tuning) -> bool:
     """Whether the tree takes less time than the chain, by the table."""
-    npieces, hops = _npieces(collective, tuning), len(whole) - 1
-    if len(whole) > MOST_CHAINED and not tuning.is_small(collective.total * collective.dtype.itemsize):
+    npieces, hops = _npieces(collective, tuning), len(order) - 1
+    if len(order) > MOST_CHAINED and not tuning.is_small(collective.total * collective.dtype.itemsize):
         return False  # a long vector is not sent twice
-    inside = (max(len(stretch.ranks) for stretch in whole) - 1).bit_length()
-    tree = 2 * inside + depth(len(whole)) + (2 if shared else 0) if hops else inside
+    inside = (order.longest - 1).bit_length()
+    tree = 2 * inside + depth(len(order)) + (2 if shared else 0) if hops else inside
     chain = collective.nranks - 1 + (2 * hops if shared else 0)
     return tree * npieces < chain + npieces - 1
 

@@ -9,6 +9,7 @@ go up and down the binary tree of R. P. Brent, H. T. Kung, "A Regular Layout for
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,17 @@ from itertools import groupby
 
 from hetcomm.topology.model import Topology
 
-__all__ = ["MOST_CHAINED", "Exchange", "Stretch", "depth", "exchanges", "indices", "needed", "stretches"]
+__all__ = [
+    "MOST_CHAINED",
+    "Exchange",
+    "RankOrder",
+    "Stretch",
+    "depth",
+    "exchanges",
+    "needed",
+    "one_stretch",
+    "rank_order",
+]
 
 MOST_CHAINED = 8
 """Stretches up to which the chain takes no more messages one after another than the tree, or two more at most."""
@@ -40,36 +51,59 @@ class Stretch:
         return self.stop - 1
 
 
+@dataclass(frozen=True, slots=True)
+class RankOrder:
+    """All ranks of a job, in stretches.
+
+    Attributes:
+        stretches: In rank order; neighbours are of different clusters.
+        of_cluster: For each cluster the numbers of its stretches, ascending.
+        longest: Ranks of the longest stretch.
+    """
+
+    stretches: tuple[Stretch, ...]
+    of_cluster: tuple[tuple[int, ...], ...]
+    longest: int
+
+    def __len__(self) -> int:
+        return len(self.stretches)
+
+    def number(self, rank: int) -> int:
+        """That of the stretch that holds `rank`."""
+        return bisect_right(self.stretches, rank, key=lambda stretch: stretch.start) - 1
+
+
+def one_stretch(nranks: int) -> RankOrder:
+    """The order of one group of ranks."""
+    return RankOrder((Stretch(0, nranks, 0),), ((0,),), nranks)
+
+
 @lru_cache(maxsize=64)
-def stretches(topology: Topology) -> tuple[Stretch, ...]:
-    """Those of a topology, in rank order; neighbours are of different clusters."""
+def rank_order(topology: Topology) -> RankOrder:
+    """That of a topology."""
     if topology.order is not None:
         ranges = [(index, topology.clusters[index].ranks) for index in topology.order]
-        return tuple(Stretch(ranks[0], ranks[-1] + 1, index) for index, ranks in ranges)
-    found, start = [], 0
-    for index, ranks in groupby(range(topology.nranks), key=topology.cluster_index):
-        stop = start + sum(1 for _ in ranks)
-        found.append(Stretch(start, stop, index))
-        start = stop
-    return tuple(found)
-
-
-@lru_cache(maxsize=64)
-def indices(topology: Topology) -> tuple[tuple[int, ...], ...]:
-    """For each cluster the numbers of its stretches, ascending."""
-    found: list[list[int]] = [[] for _ in topology.clusters]
-    for number, stretch in enumerate(stretches(topology)):
-        found[stretch.cluster].append(number)
-    return tuple(map(tuple, found))
+        found = [Stretch(ranks[0], ranks[-1] + 1, index) for index, ranks in ranges]
+    else:
+        found, start = [], 0
+        for index, ranks in groupby(range(topology.nranks), key=topology.cluster_index):
+            stop = start + sum(1 for _ in ranks)
+            found.append(Stretch(start, stop, index))
+            start = stop
+    numbers: list[list[int]] = [[] for _ in topology.clusters]
+    for number, stretch in enumerate(found):
+        numbers[stretch.cluster].append(number)
+    return RankOrder(tuple(found), tuple(map(tuple, numbers)), max(len(stretch.ranks) for stretch in found))
 
 
 def needed(topology: Topology) -> tuple[list[int], list[int]]:
     """How many sums every plan takes out of each cluster, and into each: one for each stretch but the last of all, and
     one for each but the first (`hetcomm.topology.scans` says why)."""
-    out = [len(numbers) for numbers in indices(topology)]
-    into, whole = list(out), stretches(topology)
-    out[whole[-1].cluster] -= 1
-    into[whole[0].cluster] -= 1
+    order = rank_order(topology)
+    out = [len(numbers) for numbers in order.of_cluster]
+    into = list(out)
+    out[order.stretches[-1].cluster] -= 1
+    into[order.stretches[0].cluster] -= 1
     return out, into
 
 

@@ -6,7 +6,7 @@ from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.spec import Family
 from hetcomm.topology import bounds, scans
 from hetcomm.topology.model import Topology
-from hetcomm.topology.stretches import MOST_CHAINED, stretches
+from hetcomm.topology.stretches import MOST_CHAINED
 from hetcomm.topology.tuning import RULES, Tuning
 
 
@@ -16,6 +16,6 @@ def wanted(collective: Collective, topology: Topology, tuning: Tuning = RULES) -
     if collective.kind.row.family is not Family.SCAN:
         return least
     found = scans.crossings(collective, topology, tuning) * bounds.vector_bytes(collective)
-    few = len(stretches(topology)) <= MOST_CHAINED or not tuning.is_small(bounds.vector_bytes(collective))
+    few = scans.nstretches(topology) <= MOST_CHAINED or not tuning.is_small(bounds.vector_bytes(collective))
     assert found == least if few else least <= found <= 2 * least
     return found
