@@ -21,6 +21,7 @@ place of R. Few are up to 8.
 
 The border ranks of a cluster share what it sends and receives in proportion to their uplinks; where all ranks are on
 one host (`Tuning.direct_exchange`) messages go straight from rank to rank, two fewer for each step between clusters.
+The first and the last rank of a stretch have a message for each border rank, in the chain for each piece.
 The plan is the one that takes the least time by this table, so short vectors take the tree unless the chain is no
 longer. Vendors are not called: their libraries have no scan.
 """
