@@ -75,6 +75,7 @@ class Tree:
         The first may be the input itself; in an exscan it is left out where nobody needs it.
         """
         builder, rank, held = self._builder, self._rank, self._source
+        goes_on = stretch is not self._stretches[-1]
         before: Slice | None = None
         distance = 1
         while distance < len(stretch.ranks):
@@ -87,19 +88,21 @@ class Tree:
                     builder.reduce(held, arrived)
                     held = arrived
                 else:
-                    held, before = self._both(held, before, arrived)
+                    if rank + 2 * distance < stretch.stop or (rank == stretch.last and goes_on):
+                        held = self._sum(held, arrived)
+                    if before is None:
+                        before = arrived
+                    else:
+                        builder.reduce(arrived, before)
             distance *= 2
         return held, before
 
-    def _both(self, held: Slice, before: Slice | None, arrived: Slice) -> tuple[Slice, Slice]:
-        """What arrived is added to the sum with this rank and to that without it."""
-        both = self._builder.scratch(self._count)
-        self._builder.copy(held, both)
-        self._builder.reduce(arrived, both)
-        if before is None:
-            return both, arrived
-        self._builder.reduce(arrived, before)
-        return both, before
+    def _sum(self, held: Slice, arrived: Slice) -> Slice:
+        """Both together, in scratch of its own."""
+        found = self._builder.scratch(self._count)
+        self._builder.copy(held, found)
+        self._builder.reduce(arrived, found)
+        return found
 
     # ---- between stretches
 
