@@ -129,7 +129,7 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
         if nbytes <= _INLINED and not scans:
             most = nbytes * max(map(len, topology.clusters))
             yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=most, local_reduction=locally)
-        for chunks in _CHUNKS[scans:]:  # a scan of one piece takes the fewest steps
+        for chunks in _CHUNKS[1:] if scans else _CHUNKS:  # a scan of one piece takes the fewest steps
             name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
             if scans:
                 name = f"{chunks} pieces"

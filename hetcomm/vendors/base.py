@@ -16,6 +16,7 @@ from typing import Protocol
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Program
+from hetcomm.schedule.structure import VENDOR_KINDS
 from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
 
 __all__ = [
@@ -31,15 +32,7 @@ __all__ = [
 ]
 
 
-COLLECTIVES = frozenset(
-    {
-        CollectiveKind.ALL_REDUCE,
-        CollectiveKind.REDUCE,
-        CollectiveKind.BROADCAST,
-        CollectiveKind.ALL_GATHER,
-        CollectiveKind.REDUCE_SCATTER,
-    }
-)
+COLLECTIVES = VENDOR_KINDS
 """What hetcomm asks of vendors, in the uniform forms only: it moves everything else by messages of its own."""
 
 
