@@ -174,6 +174,10 @@ def start(comm: hetcomm.Communicator, one: Collective, src: Array | None, dst: A
             comm.scatter(src, dst, root)
         case CollectiveKind.ALL_TO_ALL:
             comm.all_to_all(src, dst)
+        case CollectiveKind.SCAN:
+            comm.scan(src, dst, op)
+        case CollectiveKind.EXSCAN:
+            comm.exscan(src, dst, op)
 
 
 def run_matrix() -> tuple[int, list[str], dict[str, str]]:

@@ -118,7 +118,8 @@ def many_at_once(rank: Rank) -> None:
     with rank.communicator() as comm:
         for turn, kind in enumerate(kind for kind in CollectiveKind for _ in range(3)):
             dtype = list(DataType)[turn % len(DataType)]
-            op = [ReduceKind.SUM, ReduceKind.AVG, ReduceKind.PROD][turn % 3] if kind.reduces else None
+            op = [ReduceKind.SUM, ReduceKind.AVG, ReduceKind.PROD][turn % 3]
+            op = op if op in kind.ops else kind.ops[0]
             root = turn % comm.nranks if kind.has_root else None
             collective = Collective(kind, comm.nranks, (5, 600, 0)[turn % 3], dtype, op, root)
             inputs = inputs_of(collective, turn)
