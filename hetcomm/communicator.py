@@ -44,13 +44,14 @@ from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
 from hetcomm.methods.vectors import VectorCollectives
-from hetcomm.runtime import calls, grouping, leaving, pointtopoint
+from hetcomm.runtime import grouping, leaving, pointtopoint
 from hetcomm.runtime.agreement import REFUSALS, Intent
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
 from hetcomm.runtime.job import open_job, settings
 from hetcomm.runtime.persistent import Request
+from hetcomm.runtime.spec import EXPLAINED, SPECS
 from hetcomm.runtime.streams import Streams
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
@@ -330,12 +331,12 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             UsageError: There is no such collective, or it would refuse the arguments.
         """
         self._engine.enter()
-        if name not in _EXPLAINED:
+        if name not in EXPLAINED:
             raise UsageError(
                 f"there is no collective {name!r} to explain"
                 if name != "all_to_all_v"
                 else "all_to_all_v cannot be explained by one rank, which does not know the counts of the others",
-                remedy=f"Use one of {', '.join(_EXPLAINED)}.",
+                remedy=f"Use one of {', '.join(EXPLAINED)}.",
                 rank=self._rank,
             )
         parameters = [
@@ -352,7 +353,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         if missing:
             raise UsageError(f"{name} needs {', '.join(missing)}", rank=self._rank)
         values = (given.get(each.name, each.default) for each in parameters)
-        call = getattr(calls, name)(*values, self._rank, self._nranks)
+        call = SPECS[name].check(*values, self._rank, self._nranks)
         self._plan(name, call)
         program, tuning = self._plans.program(call.collective), self._plans.tuning(call.collective)
         return explain(call, self.topology, program, tuning)
@@ -441,20 +442,6 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
 
 _SPLIT = Intent.of("split")
-_EXPLAINED = (
-    "all_reduce",
-    "reduce",
-    "broadcast",
-    "all_gather",
-    "reduce_scatter",
-    "gather",
-    "scatter",
-    "all_to_all",
-    "all_gather_v",
-    "reduce_scatter_v",
-    "gather_v",
-    "scatter_v",
-)
 
 
 def _no_fast_path(*_: object) -> bool:

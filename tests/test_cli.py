@@ -57,6 +57,17 @@ def test_plan_json_is_the_whole_schedule() -> None:
     assert any(isinstance(step, VendorCall) for step in schedule.programs[0].steps)
 
 
+def test_plan_of_a_scan_says_what_crosses() -> None:
+    result = run("plan", str(EXAMPLE), "exscan", "--bytes", "6KiB", "--op", "max")
+    assert result.exit_code == 0, result.output
+    assert "3 clusters in 3 stretches of the rank order" in result.output
+    assert "which moves 12288 bytes between clusters, the least there can be" in " ".join(result.output.split())
+    assert "bit-identical" not in result.output  # each rank has its own result
+    refused = run("plan", str(EXAMPLE), "scan", "--bytes", "6KiB", "--op", "avg")
+    assert refused.exit_code != 0
+    assert "scan takes no op 'avg'" in refused.output
+
+
 def test_plan_takes_vector_forms_and_shows_the_candidates() -> None:
     result = run("plan", str(EXAMPLE), "all_to_all", "--bytes", "6KiB")
     assert result.exit_code == 0, result.output

@@ -37,7 +37,7 @@ def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
-            for op in ReduceKind if kind.reduces else (None,):
+            for op in kind.ops:
                 if op is not None and not has_meaning(op, dtype):
                     continue
                 turn += 1

@@ -56,7 +56,7 @@ def cases(nranks: int) -> Iterator[Collective]:
     turn = 0
     for dtype in DataType:
         for kind in CollectiveKind:
-            for op in ReduceKind if kind.reduces else (None,):
+            for op in kind.ops:
                 if op is not None and not has_meaning(op, dtype):
                     continue
                 for vector in (False, True) if kind.has_blocks else (False,):
@@ -186,6 +186,10 @@ def start(comm: Any, one: Collective, src: Array | None, dst: Array | None, op: 
             comm.scatter(src, dst, root)
         case CollectiveKind.ALL_TO_ALL:
             comm.all_to_all(src, dst)
+        case CollectiveKind.SCAN:
+            comm.scan(src, dst, op)
+        case CollectiveKind.EXSCAN:
+            comm.exscan(src, dst, op)
 
 
 def run_matrix() -> tuple[int, list[str], dict[str, str]]:

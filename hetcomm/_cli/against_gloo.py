@@ -15,6 +15,7 @@ import hetcomm
 from hetcomm._cli.cases import SEND_RECV, Arrays, Case
 from hetcomm._cli.contenders import Bound, output
 from hetcomm._cli.patterns import Array
+from hetcomm.schedule.spec import Family
 from hetcomm.types import DataType, ReduceKind
 from hetcomm.vendors import gloo_wiring, registry
 
@@ -67,6 +68,8 @@ class Gloo:
             return f"Gloo has no op '{case.op.value}'"
         if case.op is not None and case.dtype not in _REDUCED:
             return f"Gloo reduces no {case.dtype.value}"
+        if case.collective is not None and case.collective.kind.row.family is Family.SCAN:
+            return f"Gloo has no {case.name}"
         if case.in_place and case.name == "all_to_all":
             return "Gloo's all_to_all has no in-place form"
         if case.name == SEND_RECV and case.nranks == 1:

@@ -17,6 +17,7 @@ import hetcomm
 from hetcomm._cli.cases import SEND_RECV, Arrays, Case
 from hetcomm._cli.contenders import Bound
 from hetcomm._cli.patterns import Array
+from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.types import COMBINING, DataType
 
 __all__ = ["Mpi"]
@@ -72,10 +73,11 @@ class Mpi:
             ends = self._in_place(case, target)
         else:
             ends = (source if reads else None, target if writes else None)
-        result = arrays.output(case) if writes else None
+        undefined = case.name == CollectiveKind.EXSCAN.value and self._rank == 0
+        result = arrays.output(case) if writes and not undefined else None
         if case.name == "reduce_scatter" and case.in_place:  # MPI's result is the first block on every rank
             result = arrays.of(case)[1][: case.count]
-        return Bound(partial(getattr(self._comm, _METHODS[case.name]), *ends, *op, *root), result)
+        return Bound(partial(getattr(self._comm, CollectiveKind(case.name).row.mpi), *ends, *op, *root), result)
 
     def _in_place(self, case: Case, buffer: Array) -> tuple[Any, Any]:
         here = case.root is None or case.root == self._rank
@@ -89,17 +91,6 @@ class Mpi:
 
     def close(self) -> None:
         """Nothing was made."""
-
-
-_METHODS = {
-    "all_reduce": "Allreduce",
-    "reduce": "Reduce",
-    "all_gather": "Allgather",
-    "reduce_scatter": "Reduce_scatter_block",
-    "gather": "Gather",
-    "scatter": "Scatter",
-    "all_to_all": "Alltoall",
-}
 
 
 def _known(array: Array) -> Array:

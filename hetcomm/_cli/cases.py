@@ -5,6 +5,7 @@ collective                          size                          count         
 ==================================  ============================  ==============================  ====================
 all_reduce                          vector of each rank           its elements                    2(n-1)/n
 reduce, broadcast                   vector                        its elements                    1
+scan, exscan                        vector of each rank           its elements                    1
 all_gather, gather                  all blocks together           elements of one block           (n-1)/n
 reduce_scatter, scatter             all blocks together           elements of one block           (n-1)/n
 all_to_all                          all blocks of one rank        elements of one block           (n-1)/n
@@ -142,18 +143,13 @@ class Case:
     @property
     def bus_factor(self) -> float:
         """busbw over algbw."""
-        match self.name:
-            case "all_reduce":
-                return 2 * (self.nranks - 1) / self.nranks
-            case "reduce" | "broadcast" | "send_recv":
-                return 1.0
-            case _:
-                return (self.nranks - 1) / self.nranks
+        collective = self.collective
+        return 1.0 if collective is None else collective.kind.row.bus_factor(self.nranks)
 
     def takes_part(self, rank: int) -> tuple[bool, bool]:
         """Whether `rank` has an input, and whether it gets an output."""
-        apart = self.root is not None and rank != self.root
-        return not (apart and self.name in ("broadcast", "scatter")), not (apart and self.name in ("reduce", "gather"))
+        collective = self.collective
+        return (True, True) if collective is None else (collective.passes(rank), collective.gets(rank))
 
     def counts(self, rank: int) -> tuple[int, int]:
         """Elements that `rank` needs as input and as output buffer; in place the second is the only one."""

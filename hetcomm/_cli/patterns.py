@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hetcomm._conformance.reference import numpy_dtype, reference
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import DataType, ReduceKind, identity
 
 __all__ = ["PIECE", "Array", "combined", "factor", "values"]
 
@@ -41,7 +41,7 @@ def values(dtype: DataType, op: ReduceKind | None, nranks: int, rank: int, start
 
 
 def combined(dtype: DataType, op: ReduceKind | None, nranks: int, sources: range, start: int, stop: int) -> Array:
-    """What elements `start` to `stop`, at most `PIECE`, of the inputs of `sources` combine to."""
+    """What elements `start` to `stop`, at most `PIECE`, of the inputs of `sources` combine to (none: the identity)."""
     first = start % _period(dtype, op, nranks)
     return _combined(dtype, op, nranks, sources)[first : first + stop - start]
 
@@ -90,6 +90,8 @@ def _combined(dtype: DataType, op: ReduceKind | None, nranks: int, sources: rang
     inputs = [_values(dtype, op, nranks, source) for source in sources]
     if op is None:
         return inputs[0]
+    if not inputs:
+        return numpy.full(_period(dtype, op, nranks) + PIECE, identity(op, dtype), numpy_dtype(dtype))
     whole = Collective(CollectiveKind.ALL_REDUCE, len(inputs), len(inputs[0]), dtype, op=op)
     found = reference(whole, inputs, [factor(source) for source in sources])[0]
     assert found is not None  # every rank of an all_reduce gets something

@@ -241,7 +241,8 @@ def show(planned: Planned, console: Console, ranks: tuple[int, ...] = ()) -> Non
         console.print(_traffic(planned.topology, planned.schedule))
         console.print(
             f"[green]verified[/]: {proof.steps} steps, {proof.messages} messages and {proof.vendor_calls} vendor calls "
-            f"on {topology.nranks} ranks; no deadlock, no race, every contribution once, bit-identical on all ranks"
+            f"on {topology.nranks} ranks; no deadlock, no race, every contribution once"
+            f"{', bit-identical on all ranks' if planned.collective.kind.is_same_everywhere else ''}"
         )
         console.print(
             f"longest chain of steps that wait for one another: {proof.critical_path}, with {proof.rounds} messages "

@@ -92,8 +92,11 @@ def reference(
         count = collective.out_count(rank)
         output = numpy.empty(count, numpy_dtype(collective.dtype))
         for part in collective.meaning(rank):
-            result = _part(inputs, part.sources, part.source_offset, part.count, collective.op)
-            output[part.offset : part.offset + part.count] = result
+            piece = output[part.offset : part.offset + part.count]
+            if part.sources:
+                piece[:] = _part(inputs, part.sources, part.source_offset, part.count, collective.op)
+            elif collective.op is not None:
+                piece[:] = identity(collective.op, collective.dtype)
         if collective.op is ReduceKind.AVG:
             output = average(output, collective.nranks)
         outputs.append(output if count else None)

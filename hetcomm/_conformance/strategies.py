@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Shape
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
@@ -78,13 +79,13 @@ def collectives(
     `vector` asks for a vector form, where the kind has one, or for none; None leaves it open.
     """
     chosen = kind if kind is not None else draw(st.sampled_from(CollectiveKind))
-    op, dtype = draw(ops_and_dtypes())
+    op, dtype = draw(ops_and_dtypes().filter(lambda pair: not chosen.reduces or pair[0] in chosen.ops))
     root = draw(st.integers(0, nranks - 1)) if chosen.has_root else None
     sizes: tuple[int, ...] | None = None
     if chosen.has_blocks and (vector if vector is not None else draw(st.booleans())):
-        sizes = draw(block_counts(nranks**2 if chosen is CollectiveKind.ALL_TO_ALL else nranks))
+        sizes = draw(block_counts(nranks**2 if chosen.has_pairs else nranks))
     # The input of an all_to_all is as long as all blocks of one rank.
-    one = st.sampled_from([0, 1, 2, 7, 101]) if chosen is CollectiveKind.ALL_TO_ALL else counts(nranks)
+    one = st.sampled_from([0, 1, 2, 7, 101]) if chosen.has_pairs else counts(nranks)
     count = sum(sizes) if sizes is not None else draw(one)
     return Collective(chosen, nranks, count, dtype, op if chosen.reduces else None, root, counts=sizes)
 
@@ -92,19 +93,17 @@ def collectives(
 @st.composite
 def passed_by(draw: DrawFn, collective: Collective, rank: int) -> Collective:
     """`collective` as `rank` may pass it: in place or not, and in a vector form with or without displacements."""
-    pairs = collective.kind is CollectiveKind.ALL_TO_ALL
+    pairs, row = collective.kind.has_pairs, collective.kind.row
     if collective.counts is None:
         return collective.with_in_place(draw(st.booleans()))
     in_place = draw(st.booleans()) and not pairs
-    reads = pairs or collective.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER)
-    writes = pairs or collective.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER)
     received = collective.received_counts(rank) if pairs else collective.counts
     sent = collective.sent_counts(rank) if pairs else collective.counts
     return replace(
         collective,
         in_place=in_place,
-        in_displs=draw(displacements(sent)) if reads and draw(st.booleans()) else None,
-        out_displs=draw(displacements(received)) if writes and draw(st.booleans()) else None,
+        in_displs=draw(displacements(sent)) if row.passes is Shape.BLOCKS and draw(st.booleans()) else None,
+        out_displs=draw(displacements(received)) if row.gets is Shape.BLOCKS and draw(st.booleans()) else None,
     )
 
 

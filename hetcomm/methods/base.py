@@ -11,10 +11,11 @@ from hetcomm.errors import HetcommError, UsageError
 from hetcomm.runtime import calls
 from hetcomm.runtime.agreement import REFUSALS, Intent
 from hetcomm.runtime.calls import Call
-from hetcomm.runtime.engine import KINDS, Engine
+from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.plans import Plan, Plans
 from hetcomm.runtime.scratch import kind_of
+from hetcomm.runtime.spec import SPECS
 from hetcomm.runtime.streams import Ordering, Streams
 from hetcomm.runtime.work import CollectiveWork, ExchangeWork, Work
 from hetcomm.types import Memory, MemoryKind, ReduceKind
@@ -57,25 +58,22 @@ class Methods:
     def _collective(
         self,
         name: str,
-        function: Callable[..., Call],
         args: Sequence[Any],
         stream: Any,
         async_op: bool,
         timeout: float | None,
-        *,
-        control: bool = False,
     ) -> Work | None:
-        """Make a collective call: `function` checks `args`; `control` as for `Plans.get`."""
-        engine = self._engine
+        """Make a collective call of the method `name`."""
+        engine, spec = self._engine, SPECS[name]
         engine.enter()
         try:
             if engine.unraised is not None:
                 engine.settle()
-            call = function(*args, self._rank, self._nranks)
+            call = spec.check(*args, self._rank, self._nranks)
             kind = kind_of(call.out_memory, call.in_memory)
             with engine.lock:
                 seconds = engine.seconds(timeout)
-                plan = self._plans.get(name, call.collective, kind, control=control)
+                plan = self._plans.get(name, call.collective, kind, control=spec.control)
             order = None
             if kind is not MemoryKind.HOST:
                 order = self._order((call.out_memory, call.in_memory), call.collective.op, stream)
@@ -85,31 +83,28 @@ class Methods:
         with engine.lock:
             work = CollectiveWork(engine, name, plan, call, seconds, order)
             found = engine.launch(work, plan.intent, async_op=async_op)
-            if work.over and name in KINDS:
-                engine.learn(name, plan, call, args)
+            if work.over and spec.key is not None:
+                engine.learn(spec.key, plan, call, spec.fast(args))
             return found
 
     def _persistent(
         self,
         name: str,
-        function: Callable[..., Call],
         args: Sequence[Any],
         stream: Any,
         timeout: float | None,
-        *,
-        control: bool = False,
     ) -> Request:
-        """Make the persistent form of a collective; `control` as for `Plans.get`."""
-        engine = self._engine
+        """Make the persistent form of the collective `name`."""
+        engine, spec = self._engine, SPECS[name]
         engine.enter()
         try:
             self._refuse_in_group(f"{name}_init")
             if engine.unraised is not None:
                 engine.settle()
-            call = function(*args, self._rank, self._nranks)
+            call = spec.check(*args, self._rank, self._nranks)
             with engine.lock:
                 seconds = engine.seconds(timeout)
-                plan = self._plan(name, call, control=control)
+                plan = self._plan(name, call, control=spec.control)
         except REFUSALS as error:
             self._refuse(error)
             raise

@@ -5,22 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime import calls
-from hetcomm.runtime.engine import KINDS
+from hetcomm.runtime.spec import SPECS
 from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
 
 __all__ = ["Collectives"]
 
-_ALL_REDUCE = KINDS["all_reduce"]
-_REDUCE = KINDS["reduce"]
-_BROADCAST = KINDS["broadcast"]
-_ALL_GATHER = KINDS["all_gather"]
-_REDUCE_SCATTER = KINDS["reduce_scatter"]
-_GATHER = KINDS["gather"]
-_SCATTER = KINDS["scatter"]
-_ALL_TO_ALL = KINDS["all_to_all"]
-_BARRIER = KINDS["barrier"]
+
+def _key(name: str) -> int:
+    key = SPECS[name].key
+    assert key is not None  # only the vector forms have none
+    return key
+
+
+_ALL_REDUCE = _key("all_reduce")
+_REDUCE = _key("reduce")
+_BROADCAST = _key("broadcast")
+_ALL_GATHER = _key("all_gather")
+_REDUCE_SCATTER = _key("reduce_scatter")
+_GATHER = _key("gather")
+_SCATTER = _key("scatter")
+_ALL_TO_ALL = _key("all_to_all")
+_SCAN = _key("scan")
+_EXSCAN = _key("exscan")
+_BARRIER = _key("barrier")
 
 
 class Collectives(Methods):
@@ -57,7 +65,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_ALL_REDUCE, in_array, out_array, op, None):
             return None
-        return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, async_op, timeout)
+        return self._collective("all_reduce", (in_array, out_array, op), stream, async_op, timeout)
 
     def reduce(
         self,
@@ -84,7 +92,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_REDUCE, in_array, out_array, root, op):
             return None
-        return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), stream, async_op, timeout)
+        return self._collective("reduce", (in_array, out_array, root, op), stream, async_op, timeout)
 
     def broadcast(
         self,
@@ -108,7 +116,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_BROADCAST, in_out_array, None, root, None):
             return None
-        return self._collective("broadcast", calls.broadcast, (in_out_array, root), stream, async_op, timeout)
+        return self._collective("broadcast", (in_out_array, root), stream, async_op, timeout)
 
     def all_gather(
         self,
@@ -135,7 +143,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_ALL_GATHER, in_array, out_array, count, None):
             return None
-        return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), stream, async_op, timeout)
+        return self._collective("all_gather", (in_array, out_array, count), stream, async_op, timeout)
 
     def reduce_scatter(
         self,
@@ -163,7 +171,7 @@ class Collectives(Methods):
         if timeout is None and not async_op and self._fast(_REDUCE_SCATTER, in_array, out_array, count, op):
             return None
         args = (in_array, out_array, count, op)
-        return self._collective("reduce_scatter", calls.reduce_scatter, args, stream, async_op, timeout)
+        return self._collective("reduce_scatter", args, stream, async_op, timeout)
 
     def gather(
         self,
@@ -189,7 +197,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_GATHER, in_array, out_array, root, None):
             return None
-        return self._collective("gather", calls.gather, (in_array, out_array, root), stream, async_op, timeout)
+        return self._collective("gather", (in_array, out_array, root), stream, async_op, timeout)
 
     def scatter(
         self,
@@ -215,7 +223,7 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_SCATTER, in_array, out_array, root, None):
             return None
-        return self._collective("scatter", calls.scatter, (in_array, out_array, root), stream, async_op, timeout)
+        return self._collective("scatter", (in_array, out_array, root), stream, async_op, timeout)
 
     def all_to_all(
         self,
@@ -239,7 +247,65 @@ class Collectives(Methods):
         """
         if timeout is None and not async_op and self._fast(_ALL_TO_ALL, in_array, out_array, None, None):
             return None
-        return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), stream, async_op, timeout)
+        return self._collective("all_to_all", (in_array, out_array), stream, async_op, timeout)
+
+    def scan(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+    ) -> Work | None:
+        """Combine the `in_array` of ranks 0 to r element by element, for each rank r, which gets that. Collective.
+
+        The order is that of the communicator's ranks, however the clusters lie in it. Where rounding matters, the
+        additions are grouped as the plan says, so rank r's result need not have the bits of an all_reduce over ranks 0
+        to r; equal calls give equal bits.
+
+        Args:
+            in_array: The input.
+            out_array: As many elements of the same dtype; without it, or if it is `in_array`, the result replaces the
+                input.
+            op: 'sum', 'prod', 'min', 'max', `hetcomm.premul_sum(factor)` with each rank's own factor, a `ReduceOp`, or
+                an mpi4py `Op`. There is no 'avg': each rank would divide by another number.
+            stream, async_op, timeout: As for `all_reduce`.
+
+        Raises:
+            UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
+        """
+        if timeout is None and not async_op and self._fast(_SCAN, in_array, out_array, op, None):
+            return None
+        return self._collective("scan", (in_array, out_array, op), stream, async_op, timeout)
+
+    def exscan(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        async_op: bool = False,
+        timeout: float | None = None,
+    ) -> Work | None:
+        """Combine the `in_array` of ranks 0 to r - 1 element by element, for each rank r, which gets that. Collective.
+
+        Rank 0, which has none before it, gets the op's identity: 0, for 'prod' 1, for 'min' the dtype's highest value
+        and for 'max' its lowest, of floating types the infinities. (MPI leaves that output undefined.)
+
+        Args:
+            in_array: The input; that of the last rank does not count.
+            out_array, op: As for `scan`.
+            stream, async_op, timeout: As for `all_reduce`.
+
+        Raises:
+            UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
+        """
+        if timeout is None and not async_op and self._fast(_EXSCAN, in_array, out_array, op, None):
+            return None
+        return self._collective("exscan", (in_array, out_array, op), stream, async_op, timeout)
 
     def barrier(self, *, stream: Any = None, async_op: bool = False, timeout: float | None = None) -> Work | None:
         """Return when all ranks have called it. Collective.
@@ -253,6 +319,4 @@ class Collectives(Methods):
         token = self._token
         if timeout is None and not async_op and self._fast(_BARRIER, token, None, "max", None):
             return None
-        return self._collective(
-            "barrier", calls.all_reduce, (token, None, "max"), stream, async_op, timeout, control=True
-        )
+        return self._collective("barrier", (token, None, "max"), stream, async_op, timeout)

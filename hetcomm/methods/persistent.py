@@ -8,7 +8,6 @@ from typing import Any
 import numpy
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime import calls
 from hetcomm.runtime.persistent import Request
 from hetcomm.types import ArrayLike
 
@@ -34,7 +33,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_reduce`, with its arguments. Collective."""
-        return self._persistent("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, timeout)
+        return self._persistent("all_reduce", (in_array, out_array, op), stream, timeout)
 
     def reduce_init(
         self,
@@ -47,7 +46,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `reduce`, with its arguments. Collective."""
-        return self._persistent("reduce", calls.reduce, (in_array, out_array, root, op), stream, timeout)
+        return self._persistent("reduce", (in_array, out_array, root, op), stream, timeout)
 
     def broadcast_init(
         self,
@@ -58,7 +57,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `broadcast`, with its arguments. Collective."""
-        return self._persistent("broadcast", calls.broadcast, (in_out_array, root), stream, timeout)
+        return self._persistent("broadcast", (in_out_array, root), stream, timeout)
 
     def all_gather_init(
         self,
@@ -70,7 +69,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_gather`, with its arguments. Collective."""
-        return self._persistent("all_gather", calls.all_gather, (in_array, out_array, count), stream, timeout)
+        return self._persistent("all_gather", (in_array, out_array, count), stream, timeout)
 
     def reduce_scatter_init(
         self,
@@ -83,9 +82,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `reduce_scatter`, with its arguments. Collective."""
-        return self._persistent(
-            "reduce_scatter", calls.reduce_scatter, (in_array, out_array, count, op), stream, timeout
-        )
+        return self._persistent("reduce_scatter", (in_array, out_array, count, op), stream, timeout)
 
     def gather_init(
         self,
@@ -97,7 +94,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `gather`, with its arguments. Collective."""
-        return self._persistent("gather", calls.gather, (in_array, out_array, root), stream, timeout)
+        return self._persistent("gather", (in_array, out_array, root), stream, timeout)
 
     def scatter_init(
         self,
@@ -109,7 +106,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `scatter`, with its arguments. Collective."""
-        return self._persistent("scatter", calls.scatter, (in_array, out_array, root), stream, timeout)
+        return self._persistent("scatter", (in_array, out_array, root), stream, timeout)
 
     def all_to_all_init(
         self,
@@ -120,7 +117,31 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_to_all`, with its arguments. Collective."""
-        return self._persistent("all_to_all", calls.all_to_all, (in_array, out_array), stream, timeout)
+        return self._persistent("all_to_all", (in_array, out_array), stream, timeout)
+
+    def scan_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `scan`, with its arguments. Collective."""
+        return self._persistent("scan", (in_array, out_array, op), stream, timeout)
+
+    def exscan_init(
+        self,
+        in_array: ArrayLike,
+        out_array: ArrayLike | None = None,
+        op: Any = "sum",
+        *,
+        stream: Any = None,
+        timeout: float | None = None,
+    ) -> Request:
+        """Make a persistent `exscan`, with its arguments. Collective."""
+        return self._persistent("exscan", (in_array, out_array, op), stream, timeout)
 
     def all_gather_v_init(
         self,
@@ -133,9 +154,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `all_gather_v`, with its arguments. Collective."""
-        return self._persistent(
-            "all_gather_v", calls.all_gather_v, (in_array, out_array, counts, displs), stream, timeout
-        )
+        return self._persistent("all_gather_v", (in_array, out_array, counts, displs), stream, timeout)
 
     def reduce_scatter_v_init(
         self,
@@ -149,9 +168,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `reduce_scatter_v`, with its arguments. Collective."""
-        return self._persistent(
-            "reduce_scatter_v", calls.reduce_scatter_v, (in_array, out_array, counts, op, displs), stream, timeout
-        )
+        return self._persistent("reduce_scatter_v", (in_array, out_array, counts, op, displs), stream, timeout)
 
     def gather_v_init(
         self,
@@ -165,9 +182,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `gather_v`, with its arguments. Collective."""
-        return self._persistent(
-            "gather_v", calls.gather_v, (in_array, out_array, counts, root, displs), stream, timeout
-        )
+        return self._persistent("gather_v", (in_array, out_array, counts, root, displs), stream, timeout)
 
     def scatter_v_init(
         self,
@@ -181,9 +196,7 @@ class PersistentCollectives(Methods):
         timeout: float | None = None,
     ) -> Request:
         """Make a persistent `scatter_v`, with its arguments. Collective."""
-        return self._persistent(
-            "scatter_v", calls.scatter_v, (in_array, out_array, counts, root, displs), stream, timeout
-        )
+        return self._persistent("scatter_v", (in_array, out_array, counts, root, displs), stream, timeout)
 
     def all_to_all_v_init(
         self,
@@ -205,4 +218,4 @@ class PersistentCollectives(Methods):
     def barrier_init(self, *, stream: Any = None, timeout: float | None = None) -> Request:
         """Make a persistent `barrier`. Collective."""
         token = numpy.zeros(1, numpy.uint8)
-        return self._persistent("barrier", calls.all_reduce, (token, None, "max"), stream, timeout, control=True)
+        return self._persistent("barrier", (token, None, "max"), stream, timeout)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime import calls
 from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
 
@@ -46,7 +45,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, displs)
-        return self._collective("all_gather_v", calls.all_gather_v, args, stream, async_op, timeout)
+        return self._collective("all_gather_v", args, stream, async_op, timeout)
 
     def reduce_scatter_v(
         self,
@@ -75,7 +74,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, op, displs)
-        return self._collective("reduce_scatter_v", calls.reduce_scatter_v, args, stream, async_op, timeout)
+        return self._collective("reduce_scatter_v", args, stream, async_op, timeout)
 
     def gather_v(
         self,
@@ -103,7 +102,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, root, displs)
-        return self._collective("gather_v", calls.gather_v, args, stream, async_op, timeout)
+        return self._collective("gather_v", args, stream, async_op, timeout)
 
     def scatter_v(
         self,
@@ -132,7 +131,7 @@ class VectorCollectives(Methods):
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         args = (in_array, out_array, counts, root, displs)
-        return self._collective("scatter_v", calls.scatter_v, args, stream, async_op, timeout)
+        return self._collective("scatter_v", args, stream, async_op, timeout)
 
     def all_to_all_v(
         self,

@@ -45,11 +45,13 @@ __all__ = [
     "broadcast",
     "check_timeout",
     "exchange_arrays",
+    "exscan",
     "gather",
     "gather_v",
     "reduce",
     "reduce_scatter",
     "reduce_scatter_v",
+    "scan",
     "scatter",
     "scatter_v",
     "splits",
@@ -140,6 +142,18 @@ def all_to_all(in_array: Any, out_array: Any, rank: int, nranks: int) -> Call:
     block = _block(dst, "in_array", nranks, rank)
     kind = CollectiveKind.ALL_TO_ALL
     return Call(uniform_collective(kind, nranks, block, dst, None, None, src is None, rank), src, dst)
+
+
+def scan(in_array: Any, out_array: Any, op: Any, rank: int, nranks: int) -> Call:
+    """The call of `Communicator.scan`."""
+    src, dst = _pair(in_array, out_array, rank)
+    return _reduction(CollectiveKind.SCAN, src, dst, dst, op, None, rank, nranks)
+
+
+def exscan(in_array: Any, out_array: Any, op: Any, rank: int, nranks: int) -> Call:
+    """The call of `Communicator.exscan`."""
+    src, dst = _pair(in_array, out_array, rank)
+    return _reduction(CollectiveKind.EXSCAN, src, dst, dst, op, None, rank, nranks)
 
 
 def _pair(in_array: Any, out_array: Any, rank: int) -> tuple[Memory | None, Memory]:

@@ -42,25 +42,7 @@ if TYPE_CHECKING:
     from hetcomm.runtime.grouping import Queue
     from hetcomm.runtime.wiring import Parts
 
-__all__ = ["KINDS", "Engine"]
-
-KINDS = {
-    name: number
-    for number, name in enumerate(
-        (
-            "all_reduce",
-            "reduce",
-            "broadcast",
-            "all_gather",
-            "reduce_scatter",
-            "gather",
-            "scatter",
-            "all_to_all",
-            "barrier",
-        )
-    )
-}
-"""What the fast path calls the methods that may take it."""
+__all__ = ["Engine"]
 
 _PER_TURN = 8  # works in the background that one turn of a wait moves: the oldest, and as many of the others
 _SECONDS_PER_TURN = 20e-6  # for either
@@ -220,17 +202,14 @@ class Engine(UnderWay):
         """The fast path may not be taken from now on."""
         self.ledger.is_slow = True
 
-    def learn(self, name: str, plan: Plan, call: Call, args: Sequence[Any]) -> None:
+    def learn(self, key: int, plan: Plan, call: Call, args: tuple[Any, Any, Any, Any]) -> None:
         """A call has gone well: let the next one like it take the fast path, if it is one for that.
 
-        `args` is what the method was passed, arrays first.
+        `key` and `args` are as `CollectiveSpec` has them.
         """
         number = self._fast_number(plan, call)
         if number is not None and self.fast_path is not None:
-            a, *rest = args
-            b = rest.pop(0) if name != "broadcast" else None
-            first, second = (*rest, None, None)[:2]
-            self.fast_path.learn(plan, number, KINDS[name], a, b, first, second, call.in_memory, call.out_memory)
+            self.fast_path.learn(plan, number, key, *args, call.in_memory, call.out_memory)
 
     def forget(self) -> None:
         """Calls mean something else from now on."""

@@ -4,61 +4,28 @@ A `Collective` says what every rank passes and what every rank gets. Its meaning
 each part of a rank's output, whose inputs are combined there. That one function is the postcondition of a
 schedule, the meaning of a vendor call inside a schedule, and the oracle of the tests.
 
-Counts and offsets are in elements. The vectors of all_reduce, reduce and broadcast are whole; those of the others
-are made of *blocks*, one for each rank (all_to_all: one for each pair of ranks). Blocks all have `count` elements, or
-in the vector forms (MPI's v) the numbers in `counts`.
+Counts and offsets are in elements. Vectors are whole, as in an all_reduce, or made of *blocks*, one for each rank
+(all_to_all: one for each pair of ranks): `hetcomm.schedule.spec` says which. Blocks all have `count` elements, or in
+the vector forms (MPI's v) the numbers in `counts`.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from hetcomm.errors import UsageError
+from hetcomm.schedule.spec import CollectiveKind, Shape, Sources
 from hetcomm.types import DataType, ReduceKind, identity
 
 __all__ = ["Collective", "CollectiveKind", "Part"]
 
 
-class CollectiveKind(enum.Enum):
-    """The collectives there are; a vector form is a collective of the same kind with `counts`."""
-
-    ALL_REDUCE = "all_reduce"
-    REDUCE = "reduce"
-    BROADCAST = "broadcast"
-    ALL_GATHER = "all_gather"
-    REDUCE_SCATTER = "reduce_scatter"
-    GATHER = "gather"
-    SCATTER = "scatter"
-    ALL_TO_ALL = "all_to_all"
-
-    @property
-    def reduces(self) -> bool:
-        """Whether it combines elements of several ranks."""
-        return self in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE, CollectiveKind.REDUCE_SCATTER)
-
-    @property
-    def has_root(self) -> bool:
-        """Whether one rank is special."""
-        return self in (CollectiveKind.REDUCE, CollectiveKind.BROADCAST, CollectiveKind.GATHER, CollectiveKind.SCATTER)
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether its vectors are made of blocks, so that it has a vector form."""
-        return self not in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE, CollectiveKind.BROADCAST)
-
-    @property
-    def is_same_everywhere(self) -> bool:
-        """Whether every rank gets the same output."""
-        return self in (CollectiveKind.ALL_REDUCE, CollectiveKind.BROADCAST, CollectiveKind.ALL_GATHER)
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """A run of a rank's output: elements `offset` to `offset + count` combine, for each of `sources`, the same
-    number of elements of that rank's input from `source_offset` on."""
+    number of elements of that rank's input from `source_offset` on. Of no sources they are the identity of the op."""
 
     offset: int
     count: int
@@ -73,8 +40,8 @@ class Collective:
     Attributes:
         kind: Which.
         nranks: How many ranks take part.
-        count: Elements of the vector (all_reduce, reduce, broadcast) or of one block (the others); in a vector form the
-            sum of `counts`.
+        count: Elements of the vector, or of one block where vectors are made of blocks; in a vector form the sum of
+            `counts`.
         dtype: Element type.
         op: The reduction, where `kind` reduces. The factors of `PREMUL_SUM` are given when it is run.
         root: The special rank, where there is one.
@@ -115,6 +82,11 @@ class Collective:
             raise UsageError(f"{name} {'needs an' if self.kind.reduces else 'takes no'} op")
         if self.op is not None:
             identity(self.op, self.dtype)  # raises where the op has no meaning for the dtype
+            if self.op is ReduceKind.AVG and not self.kind.row.averages:
+                raise UsageError(
+                    f"{name} takes no op 'avg': each rank combines another number of inputs",
+                    remedy="Use 'sum', and divide by what each rank's own number is.",
+                )
         if self.kind.has_root != (self.root is not None):
             raise UsageError(f"{name} {'needs a' if self.kind.has_root else 'takes no'} root")
         if self.root is not None and not 0 <= self.root < self.nranks:
@@ -130,7 +102,7 @@ class Collective:
                 self._check_displs(displs, what)
 
     def _check_counts(self, counts: tuple[int, ...]) -> None:
-        name, pairs = self.kind.value, self.kind is CollectiveKind.ALL_TO_ALL
+        name, pairs = self.kind.value, self.kind.has_pairs
         if not self.kind.has_blocks:
             raise UsageError(f"{name} has no vector form, so it takes no counts")
         wanted = self.nranks**2 if pairs else self.nranks
@@ -145,15 +117,14 @@ class Collective:
         if sum(counts) != self.count:
             raise UsageError(f"count {self.count} of {name} is not the sum of its counts, {sum(counts)}")
         if pairs and self.in_place:
-            raise UsageError("all_to_all with counts has no in-place form", remedy="Pass two arrays.")
+            raise UsageError(f"{name} with counts has no in-place form", remedy="Pass two arrays.")
 
     def _check_displs(self, displs: tuple[int, ...], what: str) -> None:
         name = self.kind.value
         if self.counts is None:
             raise UsageError(f"{what} of {name} needs counts", remedy="Displacements are for the vector forms.")
-        reading = self.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.SCATTER)
-        writing = self.kind in (CollectiveKind.ALL_GATHER, CollectiveKind.GATHER)
-        if (what == "in_displs" and writing) or (what == "out_displs" and reading):
+        row = self.kind.row
+        if (row.passes if what == "in_displs" else row.gets) is not Shape.BLOCKS:
             raise UsageError(f"{name} takes no {what}: there is only one block")
         if len(displs) != self.nranks:
             raise UsageError(
@@ -192,41 +163,42 @@ class Collective:
         """Elements of all blocks together (for all_to_all, of all pairs); of the vector, where there are no blocks."""
         if self.counts is not None or not self.kind.has_blocks:
             return self.count
-        return self.count * self.nranks ** (2 if self.kind is CollectiveKind.ALL_TO_ALL else 1)
+        return self.count * self.nranks ** (2 if self.kind.has_pairs else 1)
 
     # ---- buffers
 
+    def passes(self, rank: int) -> bool:
+        """Whether `rank` has an input."""
+        return rank == self.root or not self.kind.row.passed_by_root
+
+    def gets(self, rank: int) -> bool:
+        """Whether `rank` gets an output."""
+        return rank == self.root or not self.kind.row.got_by_root
+
     def in_count(self, rank: int) -> int:
         """Elements of the input that `rank` passes, without gaps between blocks (0: it passes none)."""
-        match self.kind:
-            case CollectiveKind.BROADCAST:
-                return self.count if rank == self.root else 0
-            case CollectiveKind.REDUCE_SCATTER:
-                return self.total
-            case CollectiveKind.SCATTER:
-                return self.total if rank == self.root else 0
-            case CollectiveKind.ALL_GATHER | CollectiveKind.GATHER:
-                return self.block_count(rank)
-            case CollectiveKind.ALL_TO_ALL:
-                return self.count * self.nranks if self.counts is None else sum(self.sent_counts(rank))
-            case CollectiveKind.ALL_REDUCE | CollectiveKind.REDUCE:
-                return self.count
+        if not self.passes(rank):
+            return 0
+        if self.kind.has_pairs and self.counts is not None:
+            return sum(self.sent_counts(rank))
+        return self._count_of(self.kind.row.passes, rank)
 
     def out_count(self, rank: int) -> int:
         """Elements of the output that `rank` gets, without gaps between blocks (0: it gets none)."""
-        match self.kind:
-            case CollectiveKind.REDUCE:
-                return self.count if rank == self.root else 0
-            case CollectiveKind.ALL_GATHER:
-                return self.total
-            case CollectiveKind.GATHER:
-                return self.total if rank == self.root else 0
-            case CollectiveKind.REDUCE_SCATTER | CollectiveKind.SCATTER:
-                return self.block_count(rank)
-            case CollectiveKind.ALL_TO_ALL:
-                return self.count * self.nranks if self.counts is None else sum(self.received_counts(rank))
-            case CollectiveKind.ALL_REDUCE | CollectiveKind.BROADCAST:
+        if not self.gets(rank):
+            return 0
+        if self.kind.has_pairs and self.counts is not None:
+            return sum(self.received_counts(rank))
+        return self._count_of(self.kind.row.gets, rank)
+
+    def _count_of(self, shape: Shape, rank: int) -> int:
+        match shape:
+            case Shape.VECTOR:
                 return self.count
+            case Shape.BLOCK:
+                return self.block_count(rank)
+            case Shape.BLOCKS:
+                return self.count if self.counts is not None else self.count * self.nranks
 
     def in_blocks(self, rank: int) -> Iterator[tuple[int, int]]:
         """(where it begins in the input, elements) of each block of an input made of blocks, in rank order."""
@@ -239,7 +211,7 @@ class Collective:
     def _blocks(self, rank: int, displs: tuple[int, ...] | None, *, of_input: bool) -> Iterator[tuple[int, int]]:
         offset = 0
         for other in range(self.nranks):
-            if self.kind is CollectiveKind.ALL_TO_ALL:
+            if self.kind.has_pairs:
                 count = self.pair_count(rank, other) if of_input else self.pair_count(other, rank)
             else:
                 count = self.block_count(other)
@@ -262,16 +234,15 @@ class Collective:
 
     def in_offset(self, rank: int) -> int:
         """Where in the one buffer of an in-place call the input of `rank` begins; 0 otherwise."""
-        gathers = self.kind is CollectiveKind.ALL_GATHER or (self.kind is CollectiveKind.GATHER and rank == self.root)
-        if not (self.in_place and gathers):
+        row = self.kind.row
+        if not (self.in_place and row.passes is Shape.BLOCK and row.gets is Shape.BLOCKS and self.gets(rank)):
             return 0
         return self.block_offset(rank) if self.out_displs is None else self.out_displs[rank]
 
     def out_offset(self, rank: int) -> int:
         """Where in the one buffer of an in-place call the output of `rank` begins; 0 otherwise."""
-        kind = self.kind
-        scatters = kind is CollectiveKind.REDUCE_SCATTER or (kind is CollectiveKind.SCATTER and rank == self.root)
-        if not (self.in_place and scatters):
+        row = self.kind.row
+        if not (self.in_place and row.passes is Shape.BLOCKS and row.gets is Shape.BLOCK and self.passes(rank)):
             return 0
         return self.block_offset(rank) if self.in_displs is None else self.in_displs[rank]
 
@@ -288,29 +259,33 @@ class Collective:
         combined exactly once in each part. `AVG` then divides by `nranks`; `PREMUL_SUM` has multiplied each source by
         its own factor first. Offsets in an input count from its `in_offset`.
         """
-        match self.kind:
-            case CollectiveKind.ALL_GATHER | CollectiveKind.GATHER:
-                if self.kind is CollectiveKind.ALL_GATHER or rank == self.root:
-                    for source, (offset, count) in enumerate(self.out_blocks(rank)):
-                        yield Part(offset, count, range(source, source + 1), 0)
-            case CollectiveKind.ALL_TO_ALL:
-                for source, (offset, count) in enumerate(self.out_blocks(rank)):
-                    yield Part(offset, count, range(source, source + 1), self._source_offset(source, rank))
-            case CollectiveKind.REDUCE_SCATTER:
-                yield Part(0, self.block_count(rank), range(self.nranks), self._source_offset(rank, rank))
-            case CollectiveKind.SCATTER:
+        row = self.kind.row
+        if not self.gets(rank):
+            return
+        if row.gets is Shape.BLOCKS:
+            for source, (offset, count) in enumerate(self.out_blocks(rank)):
+                yield Part(offset, count, range(source, source + 1), self._source_offset(source, rank))
+        else:
+            yield Part(0, self.out_count(rank), self.sources(rank), self._source_offset(self.root or 0, rank))
+
+    def sources(self, rank: int) -> range:
+        """Whose inputs are combined in the vector or the block that `rank` gets."""
+        match self.kind.row.sources:
+            case Sources.ONE:
                 root = self.root or 0
-                yield Part(0, self.block_count(rank), range(root, root + 1), self._source_offset(root, rank))
-            case CollectiveKind.BROADCAST:
-                root = self.root or 0
-                yield Part(0, self.count, range(root, root + 1), 0)
-            case CollectiveKind.ALL_REDUCE | CollectiveKind.REDUCE:
-                if self.out_count(rank):
-                    yield Part(0, self.count, range(self.nranks), 0)
+                return range(root, root + 1)
+            case Sources.ALL:
+                return range(self.nranks)
+            case Sources.UP_TO:
+                return range(rank + 1)
+            case Sources.BEFORE:
+                return range(rank)
 
     def _source_offset(self, source: int, target: int) -> int:
         """Elements before the block for `target` in the input of `source`, packed: displacements are a rank's own."""
-        if self.kind is not CollectiveKind.ALL_TO_ALL:
+        if self.kind.row.passes is not Shape.BLOCKS:
+            return 0
+        if not self.kind.has_pairs:
             return self.block_offset(target)
         if self.counts is None:
             return target * self.count

@@ -8,19 +8,12 @@ from hetcomm.errors import ScheduleError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.dataflow import accesses, step_error
 from hetcomm.schedule.places import buffer_counts, input_places, output_places, overlap
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Buffer, CommId, Program, Recv, Reduce, Schedule, Send, Slice, Step, VendorCall
 
 __all__ = ["VENDOR_KINDS", "check_structure"]
 
-VENDOR_KINDS = frozenset(
-    {
-        CollectiveKind.ALL_REDUCE,
-        CollectiveKind.REDUCE,
-        CollectiveKind.BROADCAST,
-        CollectiveKind.ALL_GATHER,
-        CollectiveKind.REDUCE_SCATTER,
-    }
-)
+VENDOR_KINDS = frozenset(kind for kind in CollectiveKind if kind.row.family is Family.VENDOR)
 """What a vendor call may be; the other kinds, and the vector forms, move as messages."""
 
 _Members = Mapping[CommId, Mapping[int, int]]
@@ -85,8 +78,7 @@ def _slices_problem(step: Step, counts: Mapping[Buffer, int]) -> str | None:
 def _is_only_read(program: Program) -> bool:
     """Whether the one buffer of a program in place holds nothing but input, which stays as it is."""
     collective = program.collective
-    sends = collective.kind in (CollectiveKind.BROADCAST, CollectiveKind.SCATTER)
-    return sends and collective.in_place and collective.root == program.rank
+    return collective.kind.row.passed_by_root and collective.in_place and collective.root == program.rank
 
 
 def _root_problem(step: Step, rank: int, members: _Members) -> str | None:

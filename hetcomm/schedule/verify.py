@@ -5,7 +5,8 @@ other order gives the same, because steps that touch the same elements are order
 is proved, for every input and every admissible order of execution:
 
 * the schedule is well formed, its messages and vendor calls fit together, and it cannot deadlock;
-* each output element combines each of its sources exactly once, with the right op, factors and average applied once;
+* each output element combines each of its sources exactly once, with the right op, factors and average applied once,
+  or is the op's identity where it has no sources;
 * an element that several ranks get is bit-identical on all of them;
 * collectives that only move data move it unchanged (adding the identity does not count: it turns -0.0 into 0.0);
 * what lies between the blocks of an output with displacements is left alone.
@@ -273,9 +274,12 @@ class _Machine:
             return None if right else "does not hold the element it should"
         if expression.mask != (1 << sources.stop) - (1 << sources.start):
             return "does not combine all its sources"
-        if found_shift != shift:
+        if found_shift != shift and sources:
             return "combines the wrong elements"
         combining = collective.op.combining
+        if not sources:
+            right = expression.how == "identity" and expression.op is combining
+            return None if right else f"is not the identity of {combining.value}"
         is_alone = expression.op is None and len(sources) == 1
         if is_alone and collective.op.is_logical:
             return "is not made 0 or 1"
@@ -303,9 +307,11 @@ class _Machine:
         op, position = self.schedule.collective.op, _position(program, element)
         where = f", at out[{position}]," if position != element else ""
         wanted = ", ".join(f"in{rank}[{part.source_offset + within}]" for rank in part.sources)
+        if op is not None:
+            wanted = f"{op.value} of {wanted}" if wanted else f"the identity of {op.value}"
         message = (
             f"element {element} of the output of rank {program.rank}{where} {problem}: "
-            f"it holds {describe(value, element)}, it should hold {f'{op.value} of ' if op else ''}{wanted}"
+            f"it holds {describe(value, element)}, it should hold {wanted}"
         )
         return self._error(program, position, message, origin_of_fault(value[0]))
 

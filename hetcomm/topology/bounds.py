@@ -1,10 +1,9 @@
 """The least that a collective can move between clusters, and what a schedule does move.
 
 C clusters, n_i ranks in cluster i, N in all, f_i the share of cluster i in the blocks (n_i/N where blocks are equal).
-S bytes are the vector of one rank (all_reduce, reduce, broadcast), its input (reduce_scatter), or all blocks together
-(all_gather, gather,
-scatter); m bytes go from each rank to each other in an all_to_all. No cluster can combine elements without having
-them, so:
+S bytes are the vector of one rank (all_reduce, reduce, broadcast, scan, exscan), its input (reduce_scatter), or all
+blocks together (all_gather, gather, scatter); m bytes go from each rank to each other in an all_to_all. No cluster can
+combine elements without having them, so:
 
 ===============  =======================  =======================  ==================
 collective       out of cluster i         into cluster i           total
@@ -16,8 +15,13 @@ broadcast        S at the root's, else 0  S, 0 at the root's       (C-1)S
 reduce           S, 0 at the root's       S at the root's, else 0  (C-1)S
 gather           S f_i, 0 at the root's   S(1-f_i) at the root's   S(1-f_root)
 scatter          S(1-f_i) at the root's   S f_i, 0 at the root's   S(1-f_root)
+scan, exscan     S r_i, S(r_i-1) at the   S r_i, S(r_i-1) at the   (R-1)S
+                 last rank's              first rank's
 all_to_all       n_i(N-n_i)m              n_i(N-n_i)m              m(N^2 - sum n_i^2)
 ===============  =======================  =======================  ==================
+
+r_i is the number of stretches of the rank order in cluster i, R the number of all: C where the ranks of every cluster
+are consecutive, up to N where clusters take turns (`hetcomm.topology.scans`).
 
 All numbers are exact integers of bytes. The least per cluster need not be reached together with the least total.
 """
@@ -29,9 +33,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Send
 from hetcomm.topology.hubs import crossing, least_time, sizes
 from hetcomm.topology.model import Topology
+from hetcomm.topology.stretches import needed
 
 __all__ = ["Traffic", "least_in", "least_out", "least_time", "least_total", "traffic", "vector_bytes"]
 
@@ -46,7 +52,7 @@ def least_total(collective: Collective, topology: Topology) -> int:
     match collective.kind:
         case CollectiveKind.ALL_REDUCE:
             return 2 * (len(topology.clusters) - 1) * vector_bytes(collective)
-        case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:
+        case kind if kind.row.family is not Family.VENDOR:
             return sum(least_out(collective, topology))
         case _:
             return (len(topology.clusters) - 1) * vector_bytes(collective)
@@ -68,6 +74,8 @@ def _least(collective: Collective, topology: Topology, *, out: bool) -> tuple[in
         return (0,)
     if kind is CollectiveKind.ALL_REDUCE:
         return (whole,) * nclusters
+    if kind.row.family is Family.SCAN:
+        return tuple(whole * count for count in needed(topology)[0 if out else 1])
     if kind is CollectiveKind.ALL_TO_ALL:
         return tuple(count * collective.dtype.itemsize for count in crossing(collective, topology)[0 if out else 1])
     there = topology.cluster_index(collective.root) if collective.root is not None else -1

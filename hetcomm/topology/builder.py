@@ -104,8 +104,8 @@ class Builder:
                 self._settled = self.target()  # the root's own block, in an array that is only read
         if collective.op is not ReduceKind.PREMUL_SUM:
             return found
-        whole = collective.kind is CollectiveKind.ALL_REDUCE
-        work = Slice(Buffer.OUT, 0, found.count) if whole else self.scratch(found.count)
+        writes = collective.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.SCAN)  # all of the output, by adding
+        work = Slice(Buffer.OUT, 0, found.count) if writes else self.scratch(found.count)
         self.copy(found, work, Scale.FACTOR)
         return work
 
@@ -137,10 +137,15 @@ class Builder:
         self.copy(src, dst, Scale.AVERAGE if self.collective.op is ReduceKind.AVG else None)
 
     def alone(self) -> None:
-        """The whole collective of a single rank: a copy. A logical op makes the elements 0 or 1, which combining them
-        with the identity does."""
-        source, target, op = self.source(), self.target(), self.collective.op
+        """The whole collective of a single rank: a copy."""
+        source, target = self.source(), self.target()
         self.average(source, target)
+        self.normalise(target)
+
+    def normalise(self, target: Slice) -> None:
+        """Make what a logical op has not combined with anything 0 or 1, which combining it with the identity does;
+        nothing for other ops."""
+        op = self.collective.op
         if op is not None and op.is_logical and target.count:
             neutral = self.scratch(target.count)
             self.fill(neutral)

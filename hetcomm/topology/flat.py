@@ -5,7 +5,7 @@ What the built-in `ucx` vendor runs, and what hands blocks around in a job of on
 N ranks, S bytes as in `hetcomm.topology.bounds`, log is the logarithm to base 2 rounded up. A latency is a message
 that must wait for another. Vectors up to `SMALL_BYTES`, or where there are blocks such blocks, take the plan with the
 fewest latencies, others the one with the fewest bytes. Gather, scatter and all_to_all are in
-`hetcomm.topology.flat_exchange`.
+`hetcomm.topology.flat_exchange`, scan and exscan in `hetcomm.topology.scans`.
 
 ==============  ==============================  =====================  ==========================
 collective      algorithm                       latencies              bytes sent by a rank
@@ -39,8 +39,9 @@ doubling both partners take the lower rank's partial as the left operand.
 from __future__ import annotations
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Slice
-from hetcomm.topology import flat_exchange
+from hetcomm.topology import flat_exchange, scans
 from hetcomm.topology.builder import SMALL_BYTES, Builder
 from hetcomm.topology.ring import Place, Ring
 
@@ -60,6 +61,8 @@ def plan(collective: Collective, rank: int, whole: Collective | None = None) -> 
     builder = Builder(collective, rank, whole)
     if not collective.total:
         return builder.program("nothing to do")
+    if collective.kind.row.family is Family.SCAN:
+        return builder.program(scans.within_one(builder, builder.source(), builder.target()))
     if collective.nranks == 1:
         builder.alone()
         return builder.program("local copy")
@@ -78,7 +81,7 @@ def plan(collective: Collective, rank: int, whole: Collective | None = None) -> 
             name = _bruck(builder, source, target) if few else _ring_all_gather(builder, source, target)
         case CollectiveKind.REDUCE_SCATTER:
             name = _pairwise(builder, source, target) if small else _ring_reduce_scatter(builder, source, target)
-        case CollectiveKind.GATHER | CollectiveKind.SCATTER | CollectiveKind.ALL_TO_ALL:
+        case _:
             name = _exchange(builder, source, target, count)
     return builder.program(name)
 

@@ -12,6 +12,7 @@ all_gather_v, reduce_scatter_v, few bytes    one vendor call by way of scratch (
 the same, many bytes                         one broadcast or reduce for each block that is not empty
 gather, scatter, all_to_all and their        messages: `hetcomm.topology.flat_exchange`
 vector forms
+scan, exscan                                 messages: `hetcomm.topology.scans`
 ===========================================  ===============================================================
 
 `AVG` adds one copy that scales the result, `PREMUL_SUM` one that scales the input, and ranks out of order the copies of
@@ -22,6 +23,7 @@ equal blocks is planned like the collective without counts.
 from __future__ import annotations
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program
 from hetcomm.topology import flat
 from hetcomm.topology.builder import Builder
@@ -36,7 +38,7 @@ __all__ = ["plan"]
 def plan(collective: Collective, topology: Topology, rank: int) -> Program:
     """The program of `rank` for any collective over a topology of one cluster."""
     cluster = topology.clusters[0]
-    if collective.kind in (CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL):
+    if collective.kind.row.family is not Family.VENDOR:
         return flat.plan(collective, rank)
     builder = Builder(collective, rank)
     if not collective.total:

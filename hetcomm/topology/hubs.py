@@ -30,7 +30,9 @@ from functools import lru_cache
 from itertools import accumulate
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.topology.model import Topology
+from hetcomm.topology.stretches import needed
 
 __all__ = ["Bandwidths", "Region", "bandwidths", "crossing", "least_time", "regions", "sizes"]
 
@@ -99,6 +101,12 @@ def _least_elements_time(collective: Collective, topology: Topology) -> float:
             *(count / speed for count, speed in zip(arriving, width.into, strict=True)),
         )
     total = collective.total
+    if kind.row.family is Family.SCAN:
+        leaving, arriving = needed(topology)
+        return total * max(
+            *(count / speed for count, speed in zip(leaving, width.out, strict=True)),
+            *(count / speed for count, speed in zip(arriving, width.into, strict=True)),
+        )
     if kind is CollectiveKind.ALL_REDUCE:
         both = width.both
         return max(total / min(both), 2 * (nclusters - 1) * total / sum(both))

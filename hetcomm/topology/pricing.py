@@ -21,6 +21,7 @@ from functools import lru_cache
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.dataflow import dependencies
 from hetcomm.schedule.simulate import Costs
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Copy, Fill, Program, Recv, Reduce, Send, VendorCall
 from hetcomm.topology import select
 from hetcomm.topology.costs import Calibration, costs_of
@@ -115,17 +116,23 @@ def candidates(collective: Collective, topology: Topology) -> Iterator[tuple[str
     if select.is_large(topology) or len(topology.clusters) == 1 or not nbytes:
         yield "the only plan", RULES
         return
-    adding = [False]
-    if collective.op is not None and any(len(each.border) > 1 and each.is_even for each in topology.clusters):
+    adding, scans = [False], collective.kind.row.family is Family.SCAN
+    if (
+        collective.op is not None
+        and not scans
+        and any(len(each.border) > 1 and each.is_even for each in topology.clusters)
+    ):
         adding.append(True)
     for locally in adding:
         end = ", border ranks add by themselves" if locally else ""
         yield f"fewest steps{end}", Tuning(few_steps_bytes=nbytes, inline_bytes=0, local_reduction=locally)
-        if nbytes <= _INLINED:
+        if nbytes <= _INLINED and not scans:
             most = nbytes * max(map(len, topology.clusters))
             yield f"fewest steps, without vendors{end}", Tuning(nbytes, inline_bytes=most, local_reduction=locally)
-        for chunks in _CHUNKS:
+        for chunks in _CHUNKS[1:] if scans else _CHUNKS:  # a scan of one piece takes the fewest steps
             name = "hubs by bandwidth" if chunks == 1 else f"hubs by bandwidth, {chunks} chunks"
+            if scans:
+                name = f"{chunks} pieces"
             size = -(-nbytes // chunks)
             yield (
                 f"{name}{end}",

@@ -16,11 +16,15 @@ broadcast       0
 gather          S                            messages that are put together
 scatter         S                            the same
 all_to_all      L + X                        L in place; messages that are put together
+scan, exscan    min((2r+1) K, 4r+8) S/K      the chain: pieces on their way
+                S (2 log n + (1 + 2e) r + 1) the tree: sums on their way
 ==============  ===========================  ===========================================
 
+* Scans have two plans, `hetcomm.topology.scans`; r is the number of stretches of the rank's cluster, n the ranks of the
+  longest one, and e is 1, or log R where there are more than 8 stretches.
 * Over many clusters all_reduce and reduce take 3S at most where that is more, and reduce_scatter 3S.
-* The op premul_sum adds S, its products, except in all_reduce; displacements add the elements they apply to; the
-  logical ops add S in a job of one rank.
+* The op premul_sum adds S, its products, except in all_reduce and scan; displacements add the elements they apply to;
+  the logical ops add S in a job of one rank, and in scans on the rank that gets one rank's elements.
 * A few elements that are padded to equal blocks add D C E at most, where E is `SMALL_BYTES`; in a job of one cluster
   small blocks that travel on trees add 9E.
 * Vendor calls that are written out as messages add 4 (w + E) at most (`hetcomm.topology.inline`), in a job of one
@@ -33,6 +37,8 @@ the traffic; with b equal ones the partials of all_reduce and reduce divide by b
 from __future__ import annotations
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
+from hetcomm.topology import scans
 from hetcomm.topology.builder import SMALL_BYTES
 from hetcomm.topology.layout import alignment
 from hetcomm.topology.model import Topology
@@ -57,9 +63,10 @@ def most_scratch(
     chunk, at_once = _chunk(collective, topology, tuning)
     small = -(-SMALL_BYTES // itemsize)
     found = at_once * nclusters * small + _displaced(collective, rank)
-    if collective.op is ReduceKind.PREMUL_SUM and kind is not CollectiveKind.ALL_REDUCE:
+    if collective.op is ReduceKind.PREMUL_SUM and kind not in (CollectiveKind.ALL_REDUCE, CollectiveKind.SCAN):
         found += total
-    if collective.op is not None and collective.op.is_logical and collective.nranks == 1:
+    alone = collective.nranks == 1 or (kind.row.family is Family.SCAN and len(collective.sources(rank)) == 1)
+    if collective.op is not None and collective.op.is_logical and alone:
         found += total
     match kind:
         case CollectiveKind.ALL_REDUCE:
@@ -76,6 +83,8 @@ def most_scratch(
             partials, many, packed = 0, 0, total
         case CollectiveKind.ALL_TO_ALL:
             partials, many, packed = 0, 0, passed + _exchanged(collective, topology, rank)
+        case CollectiveKind.SCAN | CollectiveKind.EXSCAN:
+            return found + scans.most_scratch(collective, topology, rank, tuning)
     if nclusters == 1:
         return found + packed + (passed if written_out else 0) + _ROUNDS * small
     held = at_once * partials * chunk

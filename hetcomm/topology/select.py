@@ -6,16 +6,16 @@ from dataclasses import replace
 from functools import lru_cache
 
 from hetcomm.errors import TopologyError
-from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.collective import Collective
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Schedule, VendorCall
-from hetcomm.topology import bounds, cascade, circulant, exchange, flat, hierarchical, home, mutual
+from hetcomm.topology import bounds, cascade, circulant, exchange, flat, hierarchical, home, mutual, scans
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
 
 __all__ = ["is_large", "plan", "schedule", "why"]
 
 _CACHED_PLANS = 1024
-_EXCHANGES = (CollectiveKind.GATHER, CollectiveKind.SCATTER, CollectiveKind.ALL_TO_ALL)
 
 
 @lru_cache(maxsize=_CACHED_PLANS)
@@ -29,9 +29,11 @@ def plan(collective: Collective, topology: Topology, rank: int, tuning: Tuning =
     """
     _check(collective, topology)
     topology.cluster_index(rank)  # raises unless it is a rank
+    if collective.kind.row.family is Family.SCAN:
+        return scans.plan(collective, topology, rank, tuning)
     if len(topology.clusters) == 1:
         return home.plan(collective, topology, rank)
-    if collective.kind in _EXCHANGES:
+    if collective.kind.row.family is Family.EXCHANGE:
         return flat.direct(collective, rank) if tuning.direct_exchange else exchange.plan(collective, topology, rank)
     if tuning.is_narrow(collective):
         topology = _narrowed(topology, collective.root)
@@ -81,12 +83,23 @@ def why(collective: Collective, topology: Topology, tuning: Tuning = RULES) -> s
         called = any(isinstance(step, VendorCall) for step in plan(collective, topology, only.ranks[0], tuning).steps)
         how = f"calls of vendor {only.vendor!r}" if called else "messages"
         return f"{name} over one cluster, {only.name!r}: {how} over its {len(only)} ranks."
+    if collective.kind.row.family is Family.SCAN:
+        return _why_scan(collective, topology, tuning)
     least = bounds.least_total(collective, topology)
     border = sum(len(cluster.border) for cluster in clusters)
     return (
         f"{name} over {len(clusters)} clusters with {border} border ranks: {_shape(collective, topology, tuning)}, "
         f"since it moves {least} bytes between clusters, the least there can be."
     )
+
+
+def _why_scan(collective: Collective, topology: Topology, tuning: Tuning) -> str:
+    least = bounds.least_total(collective, topology)
+    moved = scans.crossings(collective, topology, tuning) * bounds.vector_bytes(collective)
+    algorithm = plan(collective, topology, 0, tuning).algorithm
+    cost = "the least there can be" if moved == least else f"{moved / least:.2f} times the least, in fewer steps"
+    where = f"{len(topology.clusters)} clusters in {scans.nstretches(topology)} stretches of the rank order"
+    return f"{collective.kind.value} over {where}: {algorithm}, which moves {moved} bytes between clusters, {cost}."
 
 
 def _shape(collective: Collective, topology: Topology, tuning: Tuning) -> str:

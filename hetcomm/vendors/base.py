@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.structure import VENDOR_KINDS
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 
 __all__ = [
@@ -29,15 +30,7 @@ __all__ = [
 ]
 
 
-COLLECTIVES = frozenset(
-    {
-        CollectiveKind.ALL_REDUCE,
-        CollectiveKind.REDUCE,
-        CollectiveKind.BROADCAST,
-        CollectiveKind.ALL_GATHER,
-        CollectiveKind.REDUCE_SCATTER,
-    }
-)
+COLLECTIVES = VENDOR_KINDS
 """What hetcomm asks of vendors, in the uniform forms only: it moves everything else by messages of its own."""
 
 

@@ -34,7 +34,8 @@ def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
         for dtype in DTYPES:
             for elements in COUNTS:
                 k = next(turn)
-                op = OPS[k % len(OPS)] if kind.reduces else None
+                op = OPS[k % len(OPS)]
+                op = op if op in kind.ops else kind.ops[0]
                 if dtype.is_complex and op not in (None, ReduceKind.SUM, ReduceKind.PROD):
                     op = ReduceKind.SUM
                 root = k % nranks if kind.has_root else None
@@ -71,7 +72,7 @@ def run(comm: hetcomm.Communicator, collective: Collective, array: Any, in_place
     match kind:
         case CollectiveKind.BROADCAST:
             call(given, root)
-        case CollectiveKind.ALL_REDUCE:
+        case CollectiveKind.ALL_REDUCE | CollectiveKind.SCAN | CollectiveKind.EXSCAN:
             call(given, out, op)
         case CollectiveKind.REDUCE:
             call(given, out, root, op)

@@ -119,7 +119,7 @@ def many_at_once(rank: Rank) -> None:
         for turn, kind in enumerate(kind for kind in CollectiveKind for _ in range(3)):
             dtype = list(DataType)[turn % len(DataType)]
             op = [ReduceKind.SUM, ReduceKind.AVG, ReduceKind.BXOR][turn % 3] if kind.reduces else None
-            if op is not None and not has_meaning(op, dtype):
+            if op is not None and (op not in kind.ops or not has_meaning(op, dtype)):
                 op = ReduceKind.LXOR if dtype is DataType.BOOL else ReduceKind.PROD
             root = turn % comm.nranks if kind.has_root else None
             collective = Collective(kind, comm.nranks, (5, 600, 0)[turn % 3], dtype, op, root)

@@ -175,3 +175,12 @@ def test_mutants_of_planned_moves(kind: str, root: int | None) -> None:
     counts = judge([planned(collective(kind, 4, 2, root=root, in_place=kind == "scatter"), (1, 3))])
     assert counts["drop", "harmless"] == 0
     assert counts["redirect", "rejected"] > 5 * counts["redirect", "harmless"]
+
+
+@pytest.mark.parametrize(("kind", "op"), [("scan", "sum"), ("scan", "premul_sum"), ("exscan", "prod")])
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 1, 2)])
+def test_mutants_of_planned_scans(kind: str, op: str, sizes: tuple[int, ...]) -> None:
+    nranks = sum(sizes)
+    counts = judge([planned(collective(kind, nranks, 4, op, in_place=in_place), sizes) for in_place in (False, True)])
+    assert counts["drop", "harmless"] == 0
+    assert counts["redirect", "rejected"] > 10 * counts["redirect", "harmless"]

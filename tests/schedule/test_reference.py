@@ -43,6 +43,9 @@ def test_each_kind_on_two_ranks() -> None:
     assert run("all_gather", 4) == [[1, 2, 3, 4, 10, 20, 30, 40]] * 2
     assert run("broadcast", 4, None, 1) == [[10, 20, 30, 40]] * 2
     assert run("all_reduce", 0, "sum") == [None, None]
+    assert run("scan", 4, "sum") == [[1, 2, 3, 4], [11, 22, 33, 44]]
+    assert run("exscan", 4, "sum") == [[0, 0, 0, 0], [1, 2, 3, 4]]
+    assert run("exscan", 4, "min") == [[2**31 - 1] * 4, [1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)

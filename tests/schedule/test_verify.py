@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm._conformance.strategies import collectives, passed_by
-from hetcomm.errors import ScheduleError
+from hetcomm.errors import ScheduleError, UsageError
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.schedule.steps import CommId, CommRole, Copy, Fill, Recv, Reduce, Scale, Schedule, Send, Slice, VendorCall
 from hetcomm.schedule.verify import verify
@@ -306,6 +306,26 @@ def test_other_ops_and_other_elements_are_rejected() -> None:
     rejected(build(ALONE, [three], 8), "is combined under prod")
     two = [*three[:2], Fill(WHOLE, SUM), Reduce(SPARE, WHOLE, SUM)]
     rejected(build(ALONE, [two], 8), "combines results of prod under sum")
+
+
+def test_a_prefix_is_that_of_its_rank() -> None:
+    scan, exscan = (collective(kind, 2, 8, "sum") for kind in ("scan", "exscan"))
+    given, taken = Send(INPUT, 1), Recv(WHOLE, 0)
+    verify(build(scan, [[Copy(INPUT, WHOLE), given], [taken, Reduce(INPUT, WHOLE, SUM)]]))
+    verify(build(exscan, [[given, Fill(WHOLE, SUM)], [taken]]))
+    rejected(build(scan, [[Copy(INPUT, WHOLE), given], [taken]]), "does not combine all its sources", "in0[0], in1[0]")
+    everyone = [Recv(WHOLE, 1), Reduce(INPUT, WHOLE, SUM), given]
+    rejected(build(scan, [everyone, [Send(INPUT, 0), taken, Reduce(INPUT, WHOLE, SUM)]]), "of rank 0")
+    nothing = "it should hold the identity of sum"
+    rejected(build(exscan, [[given], [taken]]), "is undefined", nothing)
+    rejected(build(exscan, [[given, Copy(INPUT, WHOLE)], [taken]]), "does not combine", nothing)
+    rejected(build(exscan, [[given, Fill(WHOLE, ReduceKind.PROD)], [taken]]), "is not the identity of sum", nothing)
+
+
+@pytest.mark.parametrize("kind", ["scan", "exscan"])
+def test_there_is_no_average_of_a_prefix(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"{kind} takes no op 'avg'"):
+        collective(kind, 2, 8, "avg")
 
 
 def direct_pair(op: ReduceKind) -> Schedule:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, ReduceKind, has_meaning
+from hetcomm.types import DataType, has_meaning
 
 SEEDS = st.integers(0, 1 << 32)
 
@@ -30,7 +30,7 @@ def vector_forms(draw: DrawFn, nranks: int, kind: CollectiveKind) -> Collective:
     rng = random.Random(draw(SEEDS))
     counts = tuple(rng.choices(few, k=nranks ** (2 if kind is CollectiveKind.ALL_TO_ALL else 1)))
     dtype = draw(st.sampled_from([DataType.BOOL, DataType.INT8, DataType.FLOAT64]))
-    op = draw(st.sampled_from([op for op in ReduceKind if has_meaning(op, dtype)])) if kind.reduces else None
+    op = draw(st.sampled_from([op for op in kind.ops if op is None or has_meaning(op, dtype)]))
     return Collective(kind, nranks, sum(counts), dtype, op, root, counts=counts)
 
 

@@ -30,6 +30,8 @@ THREE = Topology(
         (CollectiveKind.ALL_GATHER, 2 * 240, (120, 40, 80), (120, 200, 160)),
         (CollectiveKind.BROADCAST, 2 * 40, (0, 0, 40), (40, 40, 0)),
         (CollectiveKind.REDUCE, 2 * 40, (40, 40, 0), (0, 0, 40)),
+        (CollectiveKind.SCAN, 2 * 40, (40, 40, 0), (0, 40, 40)),
+        (CollectiveKind.EXSCAN, 2 * 40, (40, 40, 0), (0, 40, 40)),
     ],
 )
 def test_table(kind: CollectiveKind, total: int, out: tuple[int, ...], into: tuple[int, ...]) -> None:

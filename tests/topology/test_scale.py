@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
+from hetcomm.schedule.spec import Family
 from hetcomm.schedule.steps import Program, Schedule
 from hetcomm.schedule.verify import verify
 from hetcomm.topology import bounds
@@ -19,17 +20,8 @@ from hetcomm.types import DataType, ReduceKind
 
 from .wide import grid
 
-KINDS = pytest.mark.parametrize(
-    "kind",
-    [
-        CollectiveKind.ALL_REDUCE,
-        CollectiveKind.REDUCE_SCATTER,
-        CollectiveKind.ALL_GATHER,
-        CollectiveKind.BROADCAST,
-        CollectiveKind.REDUCE,
-    ],
-    ids=lambda kind: kind.value,
-)
+VENDOR_KINDS = [kind for kind in CollectiveKind if kind.row.family is Family.VENDOR]
+KINDS = pytest.mark.parametrize("kind", VENDOR_KINDS, ids=lambda kind: kind.value)
 BORDER = pytest.mark.parametrize("border", [1, 3, 20], ids=["one border rank", "a few", "all ranks"])
 grids = cache(grid)
 
@@ -67,7 +59,9 @@ def some_ranks(topology: Topology) -> tuple[int, ...]:
     return (0, 1, middle[0], middle[-1], topology.nranks - 1)
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind", [*VENDOR_KINDS, CollectiveKind.SCAN, CollectiveKind.EXSCAN], ids=lambda kind: kind.value
+)
 @BORDER
 def test_a_program_does_not_grow_with_the_job(kind: CollectiveKind, border: int) -> None:
     small, large = grids(64, 20, border), grids(1024, 20, border)  # 6 and 10 rounds

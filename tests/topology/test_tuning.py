@@ -19,6 +19,8 @@ from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.topology.select import schedule
 from hetcomm.topology.tuning import ON_HOSTS, ON_ONE_HOST, RULES, Tuning, on
 
+from .volume import wanted
+
 
 def two_clusters(vendors: tuple[str, str] = ("mpi", "oneccl"), hosts: str = "aaaa", border: int = 2) -> Topology:
     return Topology(
@@ -77,4 +79,4 @@ def test_plans_for_one_host_are_proved_and_move_the_least(kind: CollectiveKind, 
     verify(Schedule(collective, programs, whole.communicators))
     if len(topology.clusters) > 1:
         assert not any(isinstance(step, VendorCall) for program in programs for step in program.steps)
-        assert bounds.traffic(programs, topology).total == bounds.least_total(collective, topology)
+        assert bounds.traffic(programs, topology).total == wanted(collective, topology, tuning)
