@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 import hetcomm
+from hetcomm.errors import VendorError
 from hetcomm.runtime.tags import MAX_COMMUNICATORS
 from hetcomm.testing import run_ranks
+from hetcomm.vendors.base import VendorCommunicator
+from hetcomm.vendors.ucx import UcxVendor
 
 ENV = {"HETCOMM_TIMEOUT": "40"}
 FLAT = 64 << 10  # bytes that the allocations of thousands of communicators may differ by
@@ -130,6 +133,30 @@ def many_open(number: int) -> float:
             assert child is not None
             child.all_reduce(array)
         return float(array[0])
+
+
+def fail_to_split() -> tuple[int, int]:
+    """Contexts in use before and after splits that fail on all ranks, since a vendor fails on one."""
+    with hetcomm.init() as comm:
+        before = len(comm._parts.job.contexts)
+        create = UcxVendor.create
+        for _ in range(3):
+            if comm.rank == 1:
+                UcxVendor.create = no_vendor  # type: ignore[method-assign]
+            with pytest.raises(VendorError, match="failed on rank 1: it is out of order"):
+                comm.split(0)
+            UcxVendor.create = create  # type: ignore[method-assign]
+        after = len(comm._parts.job.contexts)
+        comm.barrier()
+        return before, after
+
+
+def no_vendor(*_: object) -> VendorCommunicator:
+    raise VendorError("it is out of order")
+
+
+def test_splits_that_fail_cost_nothing() -> None:
+    assert run_ranks(2, fail_to_split, vendors=["ucx", "ucx"], env=ENV, timeout=60) == [(1, 1)] * 2
 
 
 @pytest.mark.slow

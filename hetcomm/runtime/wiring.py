@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
-from hetcomm.errors import HetcommError
+from hetcomm.errors import HetcommError, TransportError
 from hetcomm.runtime.agreement import Agreement
 from hetcomm.runtime.bootstrap import JobGroup
 from hetcomm.runtime.control import Mailbox
@@ -107,10 +107,12 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         failure = error
     try:
         exchange(group, b"", failure, "opening the vendors' communicators")
-    except HetcommError:
+    except HetcommError as error:
         for communicator in communicators.values():
             communicator.abort()
             communicator.close()
+        if not isinstance(error, TransportError):  # which may be this rank's alone: others may have gone on
+            job.contexts.give_back(context)
         raise
     mailbox = Mailbox(job.transport, peers, group.rank, context, serial)
     ledger = ucp.Ledger()
