@@ -151,6 +151,7 @@ KINDS = {
     "refused": "every rank got an error that names both sides, soon",
     "timeout": "every rank got one, but some only when their time was over",
     "late": "every rank got one, but not soon",
+    "left": "a rank was told only that another one has left, though its own call disagrees with that one's",
     "unnamed": "an error does not name both sides",
     "other": "a rank got another kind of error",
     "wrong, then told": "a rank got a wrong value, and an error later",
@@ -204,15 +205,18 @@ def judge(program: Program, ranks: Sequence[dict[str, Any] | None], ended: str =
 def _judge_errors(verdict: Verdict, program: Program, there: Sequence[dict[str, Any]], kinds: dict[str, bool]) -> None:
     assert program.divergence is not None
     assert program.mutation is not None
-    comm, culprit = program.divergence[0], program.mutation.rank
-    members = program.comms[comm]
+    culprit = program.mutation.rank
+    members = program.comms[program.divergence[0]]
     for rank, told in enumerate(there):
         error = told["error"]
         beside = rank not in members  # its own calls are right: it is told that others have left
-        if error["type"] not in ("PlanMismatchError", "CollectiveTimeoutError", "UsageError"):
-            if not (beside and error["type"] == "PeerFailureError"):
-                kinds["other"] = True
-        elif not beside and not names_both(error["text"], members.index(culprit)):
+        if error["type"] == "PeerFailureError":
+            kinds["left"] |= not beside
+        elif error["type"] not in ("PlanMismatchError", "CollectiveTimeoutError", "UsageError"):
+            kinds["other"] = True
+        elif not beside and not any(
+            names_both(error["text"], each.index(culprit)) for each in program.comms if {rank, culprit} <= set(each)
+        ):
             kinds["unnamed"] = True
         kinds["timeout"] |= error["type"] == "CollectiveTimeoutError"
         since = [each for each in (told["parted"], there[culprit]["parted"]) if each is not None]
@@ -276,7 +280,9 @@ def run_job(
     """Run programs of one job, in one launch unless it breaks."""
     todo = [*((seed, False) for seed in right_seeds), *((seed, True) for seed in mutated_seeds)]
     found: list[Verdict] = []
-    env = {} if job.inline is None else {"HETCOMM_INLINE_BYTES": str(job.inline)}
+    env = {"UCX_LOG_LEVEL": "error"}  # it warns of each message that a broken communicator leaves behind
+    if job.inline is not None:
+        env["HETCOMM_INLINE_BYTES"] = str(job.inline)
     while todo:
         with tempfile.TemporaryDirectory(prefix="hetcomm-faults-") as folder:
             failed: RanksFailed | None = None
