@@ -1,10 +1,10 @@
-"""Runs random programs by the hundred, right ones and ones with one call changed on one rank, and says what came of them.
+"""Runs random programs by the hundred, right ones and ones with one call changed on one rank, and judges them.
 
     python -m tests.faults.campaign --right 300 --mutated 300 --json figures.json
     python -m tests.faults.campaign --seed 1234 --only mutated
 
-Many programs run in one launched job, each on a communicator of its own, split from one that stays whole. Each rank keeps
-a log, so that a job that dies or hangs is laid to the program it was in, and the rest goes on in another job.
+Many programs run in one launched job, each on a communicator of its own, split from one that stays whole. Each rank
+keeps a log, so that a job that dies or hangs is laid to the program it was in, and the rest goes on in another job.
 """
 
 from __future__ import annotations
@@ -248,8 +248,11 @@ def summary(verdicts: Iterable[Verdict], seconds: float) -> dict[str, Any]:
         "detection": {
             "ranks": len(detection),
             "within 2 s": sum(each <= SOON for each in detection) / len(detection) if detection else None,
-            **{f"p{p}": round(detection[min(len(detection) - 1, len(detection) * p // 100)], 4) for p in (50, 95, 99)
-               if detection},
+            **{
+                f"p{p}": round(detection[min(len(detection) - 1, len(detection) * p // 100)], 4)
+                for p in (50, 95, 99)
+                if detection
+            },
         },
         "errors": dict(
             Counter(
@@ -303,7 +306,8 @@ def run_job(
                 if failed is None:
                     raise AssertionError(f"the job of seed {seed} ended well, but ranks have not told of it")
                 if any((seed, changed) == log.at for log in logs):
-                    verdict = judge(_program(seed, changed), told, "hang" if any(log.stack for log in logs) else "crash")
+                    ended = "hang" if any(log.stack for log in logs) else "crash"
+                    verdict = judge(_program(seed, changed), told, ended)
                     for rank, log in enumerate(logs):
                         verdict.notes.append(f"rank {rank} was in step {log.step or '-'}")
                         verdict.notes += [f"  {line}" for line in log.stack[:40]]

@@ -1,4 +1,4 @@
-"""Random programs of several ranks, right ones and ones in which one rank makes one call differently; all of it is pure.
+"""Random programs of several ranks, right ones and ones with one call changed on one rank; all of it is pure.
 
 A `Program` is a list of steps that every rank takes, each rank those on communicators that it belongs to. A `Mutation`
 puts other steps in the place of one, on one rank. A seed gives the same program everywhere.
@@ -235,13 +235,11 @@ class Program:
     def divergence(self) -> tuple[int, int] | None:
         """The first number at which ranks make unlike calls, as (communicator, number); None if all agree."""
         for comm, members in enumerate(self.comms):
-            most = max(len(self.histories[rank][comm]) for rank in members)
-            for number in range(most):
-                if any(not self.agrees(comm, number, 0, other) for other in range(1, len(members))) or (
-                    self.mutation is not None
-                    and self.mutation.rank in members
-                    and any(not self.agrees(comm, number, members.index(self.mutation.rank), r) for r in range(len(members)))
-                ):
+            # With one mutation, whoever disagrees with anybody disagrees with the rank that has it.
+            culprit = members[0] if self.mutation is None else self.mutation.rank
+            one = members.index(culprit) if culprit in members else 0
+            for number in range(max(len(self.histories[rank][comm]) for rank in members)):
+                if not all(self.agrees(comm, number, one, other) for other in range(len(members))):
                     return comm, number
         return None
 
@@ -437,7 +435,8 @@ class _Maker:
             held = self.rng.choice((0, 0, 1, 3))
             self._add(lambda uid, held=held: Start(uid, comm, request, held))
             if self.rng.random() < 0.3:
-                self._add(lambda uid, spec=self._spec(comm): Call(uid, comm, spec))
+                beside = self._spec(comm)
+                self._add(lambda uid, beside=beside: Call(uid, comm, beside))
 
     def _group(self, comm: int) -> None:
         specs = tuple(self._spec(comm) for _ in range(self.rng.choice((1, 2, 3))))
