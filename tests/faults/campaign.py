@@ -39,24 +39,25 @@ SECONDS = 4.0
 """What a wait in a program with a changed call may take."""
 SOON = 2.0
 """Seconds within which 95 % of the ranks must have been told."""
-_RIGHT_SECONDS = 60.0  # the same in a right program
-_HANG_SECONDS = 60.0  # after which a program that has a changed call hangs; it may wait for its timeout some times over
-_RIGHT_HANG_SECONDS = 150.0
+RIGHT_SECONDS = 60.0
+"""The same in a right program."""
+_HANG_SECONDS = 60.0  # after which a program hangs, if that is more than
+_HANG_TIMES = 4  # as many of its timeouts: it may wait for that some times over
 
 
 # ---- what each rank does
 
 
-def play(folder: str, right_seeds: Sequence[int], mutated_seeds: Sequence[int], seconds: float) -> None:
+def play(
+    folder: str, right_seeds: Sequence[int], mutated_seeds: Sequence[int], right_seconds: float, seconds: float
+) -> None:
     """A job's rank: run all programs, and write a line about each into a file of this rank's own."""
     group = this_rank()
     with open(Path(folder) / f"{group.rank}.log", "a", buffering=1) as log, _Place(folder, group.rank) as place:
         log.write(json.dumps({"ready": False}) + "\n")
-        for seeds, make, most, hang in (
-            (right_seeds, right, _RIGHT_SECONDS, _RIGHT_HANG_SECONDS),
-            (mutated_seeds, mutated, seconds, max(_HANG_SECONDS, 8 * seconds)),
-        ):
+        for seeds, make, most in ((right_seeds, right, right_seconds), (mutated_seeds, mutated, seconds)):
             parent: Any = None
+            hang = max(_HANG_SECONDS, _HANG_TIMES * most)
             for seed in seeds:
                 program = make(seed)
                 place.watch(hang)
@@ -278,11 +279,16 @@ def summary(verdicts: Iterable[Verdict], seconds: float) -> dict[str, Any]:
 
 
 def run_job(
-    job: Job, right_seeds: Sequence[int], mutated_seeds: Sequence[int], seconds: float = SECONDS
+    job: Job,
+    right_seeds: Sequence[int],
+    mutated_seeds: Sequence[int],
+    right_seconds: float = RIGHT_SECONDS,
+    seconds: float = SECONDS,
 ) -> list[Verdict]:
     """Run programs of one job, in one launch unless it breaks."""
     todo = [*((seed, False) for seed in right_seeds), *((seed, True) for seed in mutated_seeds)]
     found: list[Verdict] = []
+    times = right_seconds, seconds
     env = {"UCX_LOG_LEVEL": "error"}  # it warns of each message that a broken communicator leaves behind
     if job.inline is not None:
         env["HETCOMM_INLINE_BYTES"] = str(job.inline)
@@ -290,9 +296,11 @@ def run_job(
         with tempfile.TemporaryDirectory(prefix="hetcomm-faults-") as folder:
             failed: RanksFailed | None = None
             seeds = [[seed for seed, changed in todo if changed is which] for which in (False, True)]
-            limit = 300 + (_RIGHT_HANG_SECONDS * len(seeds[0])) + 8 * seconds * len(seeds[1])
+            limit = 300 + sum(
+                max(_HANG_SECONDS, _HANG_TIMES * most) * len(some) for most, some in zip(times, seeds, strict=True)
+            )
             try:
-                run_ranks(len(job.vendors), play, folder, *seeds, seconds, vendors=job.vendors, env=env, timeout=limit)
+                run_ranks(len(job.vendors), play, folder, *seeds, *times, vendors=job.vendors, env=env, timeout=limit)
             except RanksFailed as error:
                 failed = error
             logs = [_log(Path(folder), rank) for rank in range(len(job.vendors))]
@@ -368,6 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("right", "mutated"), help="with --seed")
     parser.add_argument("--vendors", help="only jobs of these vendors, as in 'mpi,ucx'")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="timeout of programs with a changed call")
+    parser.add_argument("--right-seconds", type=float, default=RIGHT_SECONDS, help="timeout of right programs")
     parser.add_argument("--at-once", type=int, default=1, help="jobs at one time")
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--show", default=",".join(sorted(BAD)), help="kinds to show, or 'all'")
@@ -386,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shown = set(KINDS) | {"error"} if args.show == "all" else {*args.show.split(","), "error"}
     begun, verdicts = time.monotonic(), []
     with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
-        running = [pool.submit(run_job, *each, args.seconds) for each in work]
+        running = [pool.submit(run_job, *each, args.right_seconds, args.seconds) for each in work]
         for number, future in enumerate(concurrent.futures.as_completed(running)):
             some = future.result()
             verdicts += some
