@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -366,6 +366,17 @@ def jobs(right_seeds: Iterable[int], mutated_seeds: Iterable[int]) -> list[tuple
     return list(found.values())
 
 
+def _results(
+    work: Sequence[tuple[Job, list[int], list[int]]], right_seconds: float, seconds: float, at_once: int
+) -> Iterator[list[Verdict]]:
+    if at_once == 1:  # without a thread, so that Ctrl-C ends it
+        yield from (run_job(*each, right_seconds, seconds) for each in work)
+        return
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        running = [pool.submit(run_job, *each, right_seconds, seconds) for each in work]
+        yield from (future.result() for future in concurrent.futures.as_completed(running))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns 1 if a program came to what must not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -394,17 +405,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = [each for each in work if set(each[0].vendors) <= set(args.vendors.split(","))]
     shown = set(KINDS) | {"error"} if args.show == "all" else {*args.show.split(","), "error"}
     begun, verdicts = time.monotonic(), []
-    with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
-        running = [pool.submit(run_job, *each, args.right_seconds, args.seconds) for each in work]
-        for number, future in enumerate(concurrent.futures.as_completed(running)):
-            some = future.result()
-            verdicts += some
-            for verdict in some:
-                if verdict.kind in shown:
-                    print(verdict, end="\n\n", flush=True)
-            counts = dict(Counter(verdict.kind for verdict in some))
-            job = some[0].program.job if some else "-"
-            print(f"[{number + 1}/{len(work)}, {time.monotonic() - begun:.0f} s] {job}: {counts}", flush=True)
+    for number, some in enumerate(_results(work, args.right_seconds, args.seconds, args.at_once)):
+        verdicts += some
+        for verdict in some:
+            if verdict.kind in shown:
+                print(verdict, end="\n\n", flush=True)
+        counts = dict(Counter(verdict.kind for verdict in some))
+        job = some[0].program.job if some else "-"
+        print(f"[{number + 1}/{len(work)}, {time.monotonic() - begun:.0f} s] {job}: {counts}", flush=True)
     figures = summary(verdicts, time.monotonic() - begun)
     print(json.dumps(figures, indent=1))
     if args.json is not None:
