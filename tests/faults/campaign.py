@@ -41,7 +41,9 @@ SOON = 2.0
 """Seconds within which 95 % of the ranks must have been told."""
 RIGHT_SECONDS = 60.0
 """The same in a right program."""
+_START_SECONDS = 120.0
 _HANG_SECONDS = 60.0  # after which a program hangs, if that is more than
+_ATTEMPTS = 3  # to start a job
 _HANG_TIMES = 4  # as many of its timeouts: it may wait for that some times over
 
 
@@ -55,6 +57,8 @@ def play(
     group = this_rank()
     with open(Path(folder) / f"{group.rank}.log", "a", buffering=1) as log, _Place(folder, group.rank) as place:
         log.write(json.dumps({"ready": False}) + "\n")
+        place.watch(_START_SECONDS)
+        hetcomm.init(timeout=_START_SECONDS).close()  # with all that it imports: the next ones have less time
         for seeds, make, most in ((right_seeds, right, right_seconds), (mutated_seeds, mutated, seconds)):
             parent: Any = None
             hang = max(_HANG_SECONDS, _HANG_TIMES * most)
@@ -289,6 +293,7 @@ def run_job(
     todo = [*((seed, False) for seed in right_seeds), *((seed, True) for seed in mutated_seeds)]
     found: list[Verdict] = []
     times = right_seconds, seconds
+    attempts = 0
     env = {"UCX_LOG_LEVEL": "error"}  # it warns of each message that a broken communicator leaves behind
     if job.inline is not None:
         env["HETCOMM_INLINE_BYTES"] = str(job.inline)
@@ -323,7 +328,8 @@ def run_job(
                     found.append(verdict)
                     done += 1
                 break
-            if failed is not None and not done:
+            attempts = 0 if done else attempts + 1
+            if failed is not None and attempts == _ATTEMPTS:
                 raise failed  # no program was begun
             todo = todo[done:]
     return found
