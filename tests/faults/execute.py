@@ -34,6 +34,8 @@ from .programs import (
 
 __all__ = ["Outcome", "execute"]
 
+_LATE = (0.001, 0.003, 0.01, 0.03, 0.1)  # seconds
+
 
 @dataclass
 class Outcome:
@@ -84,6 +86,8 @@ class _Rank:
         for index, step in enumerate(steps):
             self.at(index)
             self.what = f"step {index} (#{step.uid})"
+            if self.rng.random() < 0.05:  # ranks are late now and then
+                time.sleep(self.rng.choice(_LATE))
             self.take(index, step)
             for each in [each for each in self.open if each[0] <= index]:
                 self.finish(each)

@@ -1,6 +1,6 @@
 """Ranks whose calls disagree are all told, soon, and use no wrong value; ranks whose calls agree never are.
 
-`HETCOMM_FAULT_PROGRAMS` is how many programs of either kind are run, 300 unless set; 10,000 at night. What a program
+`FAULT_PROGRAMS` is how many programs of either kind are run, 300 unless set; 10,000 at night. What a program
 that fails did is in the message, with the command that runs it again.
 """
 
@@ -14,7 +14,7 @@ from ..vendors.needs import require
 from .campaign import BAD, SOON, run_job
 from .programs import BLOCK, job_of
 
-PROGRAMS = int(os.environ.get("HETCOMM_FAULT_PROGRAMS", "300"))
+PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "300"))
 BLOCKS = [range(first, min(first + BLOCK, PROGRAMS)) for first in range(0, PROGRAMS, BLOCK)]
 
 
