@@ -416,6 +416,10 @@ class _Maker:
 
     def _mixture(self, comm: int) -> None:
         specs = [self._spec(comm) for _ in range(2)]
+        if (first := specs[0]) is not None and self.rng.random() < 0.6:
+            change = self.rng.choice(("op", "dtype", "root", "collective"))
+            if (other := vary(self.rng, first, change)) is not None:
+                specs[1] = other
         for _ in range(self.rng.choice((2, 2, 3))):
             for spec in specs:
                 self._add(lambda uid, spec=spec: Call(uid, comm, spec))
@@ -492,7 +496,7 @@ CHANGES = {
     "count": 1,
     "root": 3,
     "collective": 1,
-    "known": 4,
+    "known": 8,
     "communicator": 5,
     "omitted": 1,
     "doubled": 1,
@@ -514,6 +518,8 @@ def mutated(seed: int) -> Program:
 
 def _mutation(rng: random.Random, program: Program) -> Mutation | None:
     change = rng.choices(list(CHANGES), list(CHANGES.values()))[0]
+    if change == "known":
+        return _known(rng, program)
     there = [
         index
         for index, step in enumerate(program.steps)
@@ -529,8 +535,6 @@ def _mutation(rng: random.Random, program: Program) -> Mutation | None:
         return Mutation(rank, index, (), change)
     if change == "doubled":
         return Mutation(rank, index, (step, replace(step, uid=step.uid + _DOUBLE)), change)
-    if change == "known":
-        return _known(rng, program, rank, index)
     if change == "communicator":
         return _elsewhere(rng, program, rank, index)
     match step:
@@ -549,16 +553,40 @@ def _mutation(rng: random.Random, program: Program) -> Mutation | None:
     return Mutation(rank, index, steps, change) if steps else None
 
 
-def _known(rng: random.Random, program: Program, rank: int, index: int) -> Mutation | None:
-    """Another call that this communicator has made before."""
+def _known(rng: random.Random, program: Program) -> Mutation | None:
+    """A call that all ranks know is another that they know: nobody has a reason to ask."""
+    known: dict[int, list[Spec]] = {}
+    some: list[tuple[int, Spec]] = []
+    specs = {step.uid: step.spec for step in program.steps if isinstance(step, Init)}
+    for index, step in enumerate(program.steps):
+        if isinstance(step, Call | Start):
+            there = known.setdefault(step.comm, [])
+            spec = step.spec if isinstance(step, Call) else specs[step.request]
+            if spec in there and len(program.comms[step.comm]) > 1:
+                some += [(index, other) for other in there if other != spec]
+            if spec not in there:
+                there.append(spec)
+    alike = [(index, other) for index, other in some if _alike(_spec(program.steps[index], specs), other)]
+    if not some:
+        return None
+    index, spec = rng.choice(alike if alike and rng.random() < 0.7 else some)
     step = program.steps[index]
-    if not isinstance(step, Call | Start):
-        return None
-    others = [each.spec for each in program.steps[:index] if isinstance(each, Call | Init) and each.comm == step.comm]
-    if not others:
-        return None
+    assert isinstance(step, Call | Start)
     held = step.held if isinstance(step, Call) else step.held or None
-    return Mutation(rank, index, (Call(step.uid, step.comm, rng.choice(others), held),), "known")
+    return Mutation(rng.choice(program.comms[step.comm]), index, (Call(step.uid, step.comm, spec, held),), "known")
+
+
+def _spec(step: Step, requests: Mapping[int, Spec]) -> Spec:
+    return step.spec if isinstance(step, Call) else requests[step.request] if isinstance(step, Start) else None
+
+
+def _alike(a: Spec, b: Spec) -> bool:
+    """Whether the messages of two calls may be of equal lengths, so that only what is compared tells them apart."""
+    if a is None or b is None:
+        return False
+    whole = (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE, CollectiveKind.BROADCAST)
+    kinds = a.kind is b.kind or (a.kind in whole and b.kind in whole)
+    return kinds and a.total * a.dtype.itemsize == b.total * b.dtype.itemsize
 
 
 def _elsewhere(rng: random.Random, program: Program, rank: int, index: int) -> Mutation | None:

@@ -15,7 +15,7 @@ from .campaign import BAD, KINDS, Verdict, judge, names_both, summary
 from .execute import execute
 from .programs import CHANGES, JOBS, Call, Group, Init, Job, Mutation, Program, Split, Start, agree, mutated, right
 
-SEEDS = range(1500)
+SEEDS = range(1000)
 SUM = Collective(CollectiveKind.ALL_REDUCE, 2, 5, DataType.INT32, ReduceKind.SUM)
 MAX = replace(SUM, op=ReduceKind.MAX)
 
