@@ -320,19 +320,31 @@ def run_job(
                     raise AssertionError(f"the job of seed {seed} ended well, but ranks have not told of it")
                 if any((seed, changed) == log.at for log in logs):
                     ended = "hang" if any(log.stack for log in logs) else "crash"
-                    verdict = judge(_program(seed, changed), told, ended)
-                    for rank, log in enumerate(logs):
-                        verdict.notes.append(f"rank {rank} was in step {log.step or '-'}")
-                        verdict.notes += [f"  {line}" for line in log.stack[:40]]
-                    verdict.notes += [f"  | {line}" for line in failed.output.splitlines()[-12:]]
-                    found.append(verdict)
+                    found.append(judge(_program(seed, changed), told, ended))
+                    found[-1].notes += _last_words(logs, failed)
                     done += 1
+                    failed = None
                 break
+            if (
+                failed is not None and done
+            ):  # all went well, but then the job came to no good end, or not to another start
+                kind = "crash" if re.search(r"on\s+signal", failed.output) else "parent"
+                found[-1].kind = "hang" if any(log.stack for log in logs) else kind
+                found[-1].notes += ["the job failed after this program", *_last_words(logs, failed)]
             attempts = 0 if done else attempts + 1
             if failed is not None and attempts == _ATTEMPTS:
                 raise failed  # no program was begun
             todo = todo[done:]
     return found
+
+
+def _last_words(logs: Sequence[_Log], failed: RanksFailed) -> list[str]:
+    notes = []
+    for rank, log in enumerate(logs):
+        notes += [f"rank {rank} was in step {log.step or '-'}", *(f"  {line}" for line in log.stack[:40])]
+    for rank, text in failed.failures.items():
+        notes += [f"rank {rank}: {line}" for line in text.splitlines()[-3:]]
+    return notes + [f"  | {line}" for line in failed.output.splitlines()[-12:]]
 
 
 @dataclass
