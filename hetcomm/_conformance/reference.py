@@ -22,7 +22,7 @@ from hetcomm.schedule.places import buffer_counts, gaps, input_places, output_pl
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Recv, Reduce, Scale, Schedule, Send, Slice, VendorCall
 from hetcomm.types import DataType, Number, ReduceKind, identity
 
-__all__ = ["Array", "average", "numpy_dtype", "reference", "run_schedule", "scaled"]
+__all__ = ["Array", "average", "numpy_dtype", "reference", "reference_of", "run_schedule", "scaled"]
 
 Array = NDArray[Any]
 
@@ -81,26 +81,38 @@ def reference(
         inputs: Each rank's input of `in_count` elements, or None where that is 0.
         factors: Each rank's factor, for `PREMUL_SUM`.
     """
-    if collective.op is ReduceKind.PREMUL_SUM:
-        given = factors if factors is not None else [1] * collective.nranks
-        inputs = [
-            scaled(array, factor) if array is not None else None for array, factor in zip(inputs, given, strict=True)
-        ]
+    inputs = _premultiplied(collective, inputs, factors)
+    return [_output(collective, rank, inputs) for rank in range(collective.nranks)]
+
+
+def reference_of(
+    collective: Collective, rank: int, inputs: Sequence[Array | None], factors: Sequence[Number] | None = None
+) -> Array | None:
+    """What one rank gets, as `reference` says it."""
+    return _output(collective, rank, _premultiplied(collective, inputs, factors))
+
+
+def _premultiplied(
+    collective: Collective, inputs: Sequence[Array | None], factors: Sequence[Number] | None
+) -> Sequence[Array | None]:
+    if collective.op is not ReduceKind.PREMUL_SUM:
+        return inputs
+    given = factors if factors is not None else [1] * collective.nranks
+    return [scaled(array, factor) if array is not None else None for array, factor in zip(inputs, given, strict=True)]
+
+
+def _output(collective: Collective, rank: int, inputs: Sequence[Array | None]) -> Array | None:
     collective = collective.agreed()
-    outputs: list[Array | None] = []
-    for rank in range(collective.nranks):
-        count = collective.out_count(rank)
-        output = numpy.empty(count, numpy_dtype(collective.dtype))
-        for part in collective.meaning(rank):
-            piece = output[part.offset : part.offset + part.count]
-            if part.sources:
-                piece[:] = _part(inputs, part.sources, part.source_offset, part.count, collective.op)
-            elif collective.op is not None:
-                piece[:] = identity(collective.op, collective.dtype)
-        if collective.op is ReduceKind.AVG:
-            output = average(output, collective.nranks)
-        outputs.append(output if count else None)
-    return outputs
+    output = numpy.empty(collective.out_count(rank), numpy_dtype(collective.dtype))
+    for part in collective.meaning(rank):
+        piece = output[part.offset : part.offset + part.count]
+        if part.sources:
+            piece[:] = _part(inputs, part.sources, part.source_offset, part.count, collective.op)
+        elif collective.op is not None:
+            piece[:] = identity(collective.op, collective.dtype)
+    if collective.op is ReduceKind.AVG:
+        output = average(output, collective.nranks)
+    return output if output.size else None
 
 
 def _part(

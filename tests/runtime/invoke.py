@@ -15,6 +15,7 @@ from hetcomm.types import ReduceKind
 
 BITWISE = (ReduceKind.BAND, ReduceKind.BOR, ReduceKind.BXOR)
 _UNTOUCHED = 0x5A  # every byte of what no call may write
+_GUARD = 128  # elements before and behind each array that belong to nobody
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,19 @@ class Invocation:
         self.target.view(np.uint8)[:] = _UNTOUCHED
         self.source[:] = self.before
 
+    def refill(self, packed: Array | None) -> None:
+        """The same with another input, one block behind the other."""
+        self.source.view(np.uint8)[:] = self.target.view(np.uint8)[:] = _UNTOUCHED
+        _fill(self.source, self.mine, self.rank, packed)
+        self.before[:] = self.source
+
     def damage(self) -> str | None:
-        """What was written that must not be: the input of a call that is not in place, or a gap between blocks."""
+        """What was written that must not be: the input of a call that is not in place, a gap between blocks, or what
+        lies around the arrays."""
+        for array in (self.source, self.target):
+            around = np.concatenate([array.base[:_GUARD], array.base[len(array.base) - _GUARD :]])
+            if (around.view(np.uint8) != _UNTOUCHED).any():
+                return "what lies around an array has changed"
         if self.source is not self.target and self.source.tobytes() != self.before.tobytes():
             return "the input has changed"
         if self.mine.in_place or self.mine.out_displs is None:
@@ -73,11 +85,7 @@ def invocation(mine: Collective, rank: int, packed: Array | None, factor: int = 
     length = mine.buffer_count(rank) if mine.in_place else mine.in_extent(rank)
     source = _untouched(length, dtype)
     target = source if mine.in_place else _untouched(mine.out_extent(rank), dtype)
-    at = 0
-    for offset, count in _input_runs(mine, rank):
-        assert packed is not None
-        source[offset : offset + count] = packed[at : at + count]
-        at += count
+    _fill(source, mine, rank, packed)
     name = mine.kind.value + ("_v" if mine.counts is not None else "")
     args = (*_arrays(mine, rank, source, target), *_others(mine, rank, factor))
     return Invocation(name, args, mine, rank, source, target, source.copy())
@@ -131,9 +139,17 @@ def inputs_of(collective: Collective, seed: int, *, nans: bool = False) -> list[
 
 
 def _untouched(count: int, dtype: Any) -> Array:
-    array = np.empty(count, dtype)
-    array.view(np.uint8)[:] = _UNTOUCHED
-    return array
+    whole = np.empty(_GUARD + count + _GUARD, dtype)
+    whole.view(np.uint8)[:] = _UNTOUCHED
+    return whole[_GUARD : _GUARD + count]
+
+
+def _fill(source: Array, mine: Collective, rank: int, packed: Array | None) -> None:
+    at = 0
+    for offset, count in _input_runs(mine, rank):
+        assert packed is not None
+        source[offset : offset + count] = packed[at : at + count]
+        at += count
 
 
 def _has_blocks(mine: Collective, rank: int, *, of_input: bool) -> bool:
