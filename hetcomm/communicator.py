@@ -44,12 +44,14 @@ from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
 from hetcomm.methods.vectors import VectorCollectives
 from hetcomm.runtime import calls, grouping, leaving, pointtopoint
-from hetcomm.runtime.agreement import REFUSALS, Intent
+from hetcomm.runtime.agreement import Intent
+from hetcomm.runtime.arguments import check_integer
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
 from hetcomm.runtime.job import open_job, settings
 from hetcomm.runtime.persistent import Request
+from hetcomm.runtime.refusals import checking, refusing
 from hetcomm.runtime.streams import Streams
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
@@ -245,24 +247,21 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             return self._split(engine, color, key)
 
     def _split(self, engine: Engine, color: int | None, key: int | None) -> Communicator | None:
-        try:
+        with refusing(engine, "split"):
             engine.settle()
             self._refuse_in_group("split")
-            color, key = _integer("color", color, self._rank), _integer("key", key, self._rank)
-        except REFUSALS as error:
-            engine.refuse(error)
-            raise
+            mine = _in_hex("color", color, self._rank)
+            said = f"{mine} {_in_hex('key', self._rank if key is None else key, self._rank)}"
         engine.agree(_SPLIT, always=True)
         try:
-            said = f"{'' if color is None else color} {self._rank if key is None else key}"
             answers = self._parts.group.all_gather(said.encode())
         except BaseException as error:
             engine.give_up(error)
             raise
         chosen = sorted(
-            (int(text.split(b" ")[1]), rank)
+            (int(text.split(b" ")[1], 16), rank)
             for rank, text in enumerate(answers)
-            if color is not None and text.split(b" ")[0] == str(color).encode()
+            if mine and text.split(b" ")[0] == mine.encode()
         )
         if color is None:
             return None
@@ -302,13 +301,10 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         engine = self._engine
         engine.check_usable()
         with engine.lock:
-            try:
+            with refusing(engine, "use_schedule"):
                 engine.settle()
                 self._refuse_in_group("use_schedule")
                 imported = self._plans.examine(schedule)
-            except REFUSALS as error:
-                engine.refuse(error)
-                raise
             engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
             self._plans.use(imported)
             engine.forget()
@@ -349,7 +345,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         if missing:
             raise UsageError(f"{name} needs {', '.join(missing)}", rank=self._rank)
         values = (given.get(each.name, each.default) for each in parameters)
-        call = getattr(calls, name)(*values, self._rank, self._nranks)
+        with checking(name, self._rank):
+            call = getattr(calls, name)(*values, self._rank, self._nranks)
         self._plan(name, call)
         program, tuning = self._plans.program(call.collective), self._plans.tuning(call.collective)
         return explain(call, self.topology, program, tuning)
@@ -451,12 +448,6 @@ def _no_express_way(*_: object) -> bool:
     return False
 
 
-def _integer(name: str, value: Any, rank: int) -> int | None:
-    if value is None:
-        return None
-    try:
-        return int(value.__index__())
-    except AttributeError:
-        raise UsageError(
-            f"argument {name!r} is {value!r}, which is no integer", remedy="Pass an int or None.", rank=rank
-        ) from None
+def _in_hex(name: str, value: Any, rank: int) -> str:
+    """An integer of any size as text; '' for None."""
+    return "" if value is None else f"{check_integer(name, value, rank):x}"

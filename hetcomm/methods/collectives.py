@@ -54,7 +54,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_ALL_REDUCE, in_array, out_array, op, None):
+        if timeout is None and async_op is False and self._express(_ALL_REDUCE, in_array, out_array, op, None):
             return None
         return self._collective("all_reduce", calls.all_reduce, (in_array, out_array, op), stream, async_op, timeout)
 
@@ -81,7 +81,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_REDUCE, in_array, out_array, root, op):
+        if timeout is None and async_op is False and self._express(_REDUCE, in_array, out_array, root, op):
             return None
         return self._collective("reduce", calls.reduce, (in_array, out_array, root, op), stream, async_op, timeout)
 
@@ -105,7 +105,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_BROADCAST, in_out_array, None, root, None):
+        if timeout is None and async_op is False and self._express(_BROADCAST, in_out_array, None, root, None):
             return None
         return self._collective("broadcast", calls.broadcast, (in_out_array, root), stream, async_op, timeout)
 
@@ -132,7 +132,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_ALL_GATHER, in_array, out_array, count, None):
+        if timeout is None and async_op is False and self._express(_ALL_GATHER, in_array, out_array, count, None):
             return None
         return self._collective("all_gather", calls.all_gather, (in_array, out_array, count), stream, async_op, timeout)
 
@@ -159,7 +159,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_REDUCE_SCATTER, in_array, out_array, count, op):
+        if timeout is None and async_op is False and self._express(_REDUCE_SCATTER, in_array, out_array, count, op):
             return None
         args = (in_array, out_array, count, op)
         return self._collective("reduce_scatter", calls.reduce_scatter, args, stream, async_op, timeout)
@@ -186,7 +186,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_GATHER, in_array, out_array, root, None):
+        if timeout is None and async_op is False and self._express(_GATHER, in_array, out_array, root, None):
             return None
         return self._collective("gather", calls.gather, (in_array, out_array, root), stream, async_op, timeout)
 
@@ -212,7 +212,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_SCATTER, in_array, out_array, root, None):
+        if timeout is None and async_op is False and self._express(_SCATTER, in_array, out_array, root, None):
             return None
         return self._collective("scatter", calls.scatter, (in_array, out_array, root), stream, async_op, timeout)
 
@@ -236,7 +236,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._express(_ALL_TO_ALL, in_array, out_array, None, None):
+        if timeout is None and async_op is False and self._express(_ALL_TO_ALL, in_array, out_array, None, None):
             return None
         return self._collective("all_to_all", calls.all_to_all, (in_array, out_array), stream, async_op, timeout)
 
@@ -250,7 +250,7 @@ class Collectives(Methods):
             PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         token = self._token
-        if timeout is None and not async_op and self._express(_BARRIER, token, None, "max", None):
+        if timeout is None and async_op is False and self._express(_BARRIER, token, None, "max", None):
             return None
         return self._collective(
             "barrier", calls.all_reduce, (token, None, "max"), stream, async_op, timeout, control=True

@@ -55,7 +55,7 @@ class Frame:
 
     def pack(self) -> bytearray:
         """The frame as it travels; a text that is too long is cut."""
-        text = self.text.encode()
+        text = self.text.encode(errors="backslashreplace")  # a file's name may be in it
         if len(text) > _TEXT:
             text = text[: _TEXT - 3].decode(errors="ignore").encode() + b"..."
         header = _HEADER.pack(self.subject, self.flag, self.source, self.call, self.fingerprint, len(text))

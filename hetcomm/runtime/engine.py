@@ -130,6 +130,7 @@ class Engine(UnderWay):
         """A collective call was refused here: tell the others, in a group when it ends."""
         if self.group is not None:
             self.group.is_collective = True
+            self.group.refused = self.group.refused or error
         else:
             self.agreement.refuse(error)
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hetcomm.errors import HetcommError, UsageError
-from hetcomm.runtime.agreement import REFUSALS, Intent
+from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.engine import Engine
+from hetcomm.runtime.refusals import refusal
 from hetcomm.runtime.work import MessageWork, Work
 
 __all__ = ["Queue", "group"]
@@ -30,10 +31,12 @@ class Queue:
 
     Attributes:
         is_collective: Whether a collective was called, or tried.
+        refused: Why one was refused here, so that no part of the group may start; None: none was.
     """
 
     def __init__(self) -> None:
         self.is_collective = False
+        self.refused: HetcommError | None = None
         self._entries: list[_Entry] = []
 
     def add(self, work: Work, intent: Intent | None, *, waited: bool) -> None:
@@ -74,8 +77,7 @@ class Queue:
         for entry in self._entries:
             entry.work.end(UsageError(f"{entry.work.name} was not started: {why}", rank=engine.rank))
         if self.is_collective and not engine.unusable:
-            refusal = error if isinstance(error, REFUSALS) else UsageError(f"{why}: {error}", rank=engine.rank)
-            engine.agreement.refuse(refusal)
+            engine.agreement.refuse(refusal(error, "its group", engine.rank))
 
 
 class _Burst(Work):
@@ -115,6 +117,8 @@ def group(engine: Engine) -> Iterator[None]:
     engine.group, engine.ledger.detour = queue, True
     try:
         yield
+        if queue.refused is not None:  # and the block went on
+            raise queue.refused
     except BaseException as error:
         with engine.lock:
             queue.drop(engine, error)

@@ -6,6 +6,7 @@ Integers wrap around, NaN comes through min and max, and an average of integers 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy
@@ -54,6 +55,11 @@ def element(value: Number, dtype: DataType) -> Any:
         bits = 8 * dtype.itemsize
         wrapped = int(value.real) & (1 << bits) - 1  # two's complement, whatever the sign
         return numpy.array([wrapped], f"uint{bits}").view(numpy_type(dtype))
+    if isinstance(value, int):
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.copysign(math.inf, 1 if value > 0 else -1)
     with numpy.errstate(all="ignore"):
         return numpy.array([value], "complex128" if dtype.is_complex else "float64").astype(numpy_type(dtype))
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from hetcomm._ext import ucp
 from hetcomm.errors import UsageError
-from hetcomm.runtime.agreement import REFUSALS
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.refusals import refusing
 from hetcomm.runtime.streams import Ordering
 from hetcomm.runtime.work import CollectiveWork, Work
 
@@ -58,7 +58,7 @@ class Request:
             return
         engine, call = self._engine, self._call
         engine.check_usable()
-        try:
+        with refusing(engine, f"start of {self._name}"):
             if engine.unraised is not None:
                 engine.settle()
             if call is None or self._work is not None or (standing is not None and standing.busy):
@@ -66,10 +66,6 @@ class Request:
                 remedy = "Make a new one." if call is None else "Call wait() before the next start()."
                 raise UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
             order = None if self._order is None else self._order()
-        except REFUSALS as error:
-            with engine.lock:
-                engine.refuse(error)
-            raise
         with engine.lock:
             self._work = CollectiveWork(engine, self._name, self._plan, call, self._seconds, order)
             engine.launch(self._work, self._plan.intent, async_op=True)
