@@ -79,7 +79,8 @@ class Methods:
             async_op = bool(async_op)
         with engine.lock:
             work = CollectiveWork(engine, name, plan, call, seconds, order)
-            found = engine.launch(work, plan.intent, async_op=async_op)
+            # Each rank brings a factor of its own: that its plan is known does not say that all of them can be used.
+            found = engine.launch(work, plan.intent, async_op=async_op, always=call.factor is not None)
             if work.over and name in KINDS:
                 engine.learn(name, plan, call, args)
             return found

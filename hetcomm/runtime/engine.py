@@ -134,7 +134,7 @@ class Engine(UnderWay):
         else:
             self.agreement.refuse(error)
 
-    def launch(self, work: Work, intent: Intent | None, *, async_op: bool) -> Work | None:
+    def launch(self, work: Work, intent: Intent | None, *, async_op: bool, always: bool = False) -> Work | None:
         """Submit a work and wait for it; with `async_op` return it at once, and in a group only queue it.
 
         Args:
@@ -142,14 +142,15 @@ class Engine(UnderWay):
             intent: What the ranks compare; None for messages, which are no collective.
             async_op: Whether the caller will wait. On device arrays nobody does, and the stream waits in place of the
                 host.
+            always: See `Agreement.open`.
 
         Raises:
             HetcommError: As `finish`.
         """
         if self.group is not None:
-            self.group.add(work, intent, waited=not async_op)
+            self.group.add(work, intent, waited=not async_op, always=always)
             return work if async_op else None
-        self.submit((work,), intent, background=async_op or work.order is not None)
+        self.submit((work,), intent, background=async_op or work.order is not None, always=always)
         if async_op:
             return work
         if work.order is None:

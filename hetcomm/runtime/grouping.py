@@ -37,11 +37,13 @@ class Queue:
     def __init__(self) -> None:
         self.is_collective = False
         self.refused: HetcommError | None = None
+        self._always = False
         self._entries: list[_Entry] = []
 
-    def add(self, work: Work, intent: Intent | None, *, waited: bool) -> None:
-        """Queue a call; with `waited` the end of the group waits for it."""
+    def add(self, work: Work, intent: Intent | None, *, waited: bool, always: bool = False) -> None:
+        """Queue a call; with `waited` the end of the group waits for it; `always` as for `Agreement.open`."""
         self.is_collective |= intent is not None
+        self._always |= always
         self._entries.append(_Entry(work, intent, waited))
 
     def run(self, engine: Engine) -> None:
@@ -56,7 +58,7 @@ class Queue:
         works: list[Work] = []
         if messages:
             works.append(_Burst(engine, messages))
-        engine.submit([*works, *messages, *collectives], _together(intents), background=True)
+        engine.submit([*works, *messages, *collectives], _together(intents), background=True, always=self._always)
         if works and intents and not works[0].over:
             engine.finish(works[0])  # a message that is sent later must not overtake these
         first: HetcommError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,21 @@ def test_integers_of_every_type_and_size_are_integers() -> None:
 
     for rank, found in enumerate(run_threads(TOPOLOGY, job)):
         assert found == [2.0] * 4 + [rank + 3, 2 - rank + 3, 2 - rank + 3]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_refused_factor_breaks_nothing_though_the_plan_is_known(grouped: bool) -> None:
+    def job(comm: Communicator) -> tuple[list[Exception | None], bool]:
+        def reduce(factor: object) -> None:
+            with comm.group() if grouped else nullcontext():
+                comm.all_reduce(np.ones(3), op=hetcomm.premul_sum(factor))
+
+        reduce(2)
+        return [attempt(lambda: reduce("x" if comm.rank == 1 else 1)) for _ in range(3)], works(comm)
+
+    for errors, usable in run_threads(TOPOLOGY, job, timeout=SECONDS):
+        assert [type(error) for error in errors] == [UsageError] * 3
+        assert usable
 
 
 def test_a_message_of_unusable_arguments_is_refused_here_alone() -> None:
