@@ -49,9 +49,10 @@ from hetcomm.runtime.arguments import check_integer
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
-from hetcomm.runtime.job import open_job, settings
+from hetcomm.runtime.job import open_job
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.refusals import checking, refusing
+from hetcomm.runtime.settings import settings
 from hetcomm.runtime.streams import Streams
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
@@ -129,7 +130,8 @@ def init(
         TransportError: On every rank, if UCX is missing or unusable on any.
         CollectiveTimeoutError: Not all ranks called this in time.
     """
-    job = open_job(settings(config, vendor, cluster, timeout), comm, topology, worker, endpoints)
+    found, failure = settings(config, vendor, cluster, timeout)
+    job = open_job(found, comm, topology, worker, endpoints, failure)
     try:
         parts = wire(job, job.group, range(job.group.nranks), job.topology)
     except BaseException:

@@ -178,14 +178,15 @@ def seconds(value: Any) -> float:
     Raises:
         UsageError: It is none; whatever asking it raises is the cause.
     """
-    cause = None
+    cause, shown = None, f"of type {type(value).__name__}"
     try:
         number = as_number(value)
         if isinstance(number, (int, float)) and 0 < number < math.inf:
             return float(number)
+        shown = repr(value)
     except Exception as error:  # noqa: BLE001  # a method of its own may raise anything
         cause = error
-    raise UsageError(f"{value!r}", remedy="Pass a positive number of seconds.") from cause
+    raise UsageError(shown, remedy="Pass a positive number of seconds.") from cause
 
 
 def _mpi_op_name(op: Any) -> str | None:
@@ -280,7 +281,7 @@ class Config:
                 remedy="Set a positive number of seconds, or unset it for 300.",
             )
         most = env.get("HETCOMM_INLINE_BYTES") or None
-        if most is not None and not (most.isascii() and most.isdecimal()):
+        if most is not None and not (most.isascii() and most.isdecimal() and len(most) < 20):
             raise UsageError(
                 f"HETCOMM_INLINE_BYTES={most!r} is no number of bytes", remedy="Set a number like 0 or 1048576."
             )
@@ -294,6 +295,19 @@ class Config:
             bootstrap=env.get("HETCOMM_BOOTSTRAP") or None,
             calibration=env.get("HETCOMM_CALIBRATION") or None,
         )
+
+    @classmethod
+    def usable_part(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The same, but what cannot be used is as if it were not set."""
+        env = os.environ if environ is None else environ
+        usable = {}
+        for name in [name for name in env if name.startswith("HETCOMM_")]:
+            try:
+                cls.from_environ({name: env[name]})
+            except ValueError:
+                continue
+            usable[name] = env[name]
+        return cls.from_environ(usable)
 
 
 @dataclass(frozen=True, slots=True)

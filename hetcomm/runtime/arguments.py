@@ -130,7 +130,7 @@ def check_timeout(timeout: Any, default: float, rank: int) -> float:
         raise UsageError(f"argument 'timeout' is {error.message}", remedy=error.remedy, rank=rank) from error
 
 
-def check_integer(argument: str, value: Any, rank: int) -> int:
+def check_integer(argument: str, value: Any, rank: int | None) -> int:
     """An integer of any type, exactly."""
     try:
         return operator.index(value)

@@ -189,25 +189,34 @@ class MpiGroup:
         )
 
 
+def refusal_of(comm: Any) -> UsageError | None:
+    """Why an argument `comm` of `hetcomm.init` cannot be used, if so; imports nothing."""
+    mpi = sys.modules.get("mpi4py.MPI")  # whoever has a communicator has imported it
+    if comm is None or (mpi is not None and isinstance(comm, mpi.Intracomm) and comm != mpi.COMM_NULL):
+        return None
+    what = f"a {type(comm).__name__}, not an mpi4py intracommunicator"
+    if mpi is not None and isinstance(comm, mpi.Intracomm):
+        what = "an mpi4py communicator that has been freed"
+    return UsageError(f"argument 'comm' is {what}", remedy="Pass MPI.COMM_WORLD or a part of it, or leave it out.")
+
+
 def bootstrap(config: Config, comm: Any = None) -> JobGroup:
     """The group of all ranks of this job; collective.
 
     Args:
-        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher has started this process
-            or MPI runs in it already, otherwise alone.
-        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
+        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher of MPI's has started this
+            process or MPI runs in it already, otherwise alone.
+        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`; see `refusal_of`.
 
     Raises:
-        UsageError: `config.bootstrap` is unknown, or `comm` is no communicator.
+        UsageError: The launcher has started several ranks, which have no way to meet.
         VendorError: mpi4py is missing, or its MPI is not the launcher's.
         CollectiveTimeoutError: Not all ranks took part in time.
     """
-    if config.bootstrap not in (None, "mpi", "single"):
-        raise UsageError(
-            f"HETCOMM_BOOTSTRAP={config.bootstrap!r} is not known", remedy="Set 'mpi' or 'single', or unset it."
-        )
     launcher = Launcher.from_environ()
     if not uses_mpi(config, comm):
+        if launcher is not None and launcher.nranks > 1 and config.bootstrap is None:
+            raise _without_mpi(launcher)
         return SoloGroup()
     try:
         from mpi4py import MPI
@@ -221,21 +230,18 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
     if MPI.Is_finalized() or not MPI.Is_initialized():
         state = "has been finalised" if MPI.Is_finalized() else "is not initialised"
         raise VendorError(f"MPI {state} in this process", remedy="Call hetcomm.init between MPI.Init and MPI.Finalize.")
-    if comm is not None and not isinstance(comm, MPI.Intracomm):
-        raise UsageError(
-            f"argument 'comm' is a {type(comm).__name__}, not an mpi4py intracommunicator",
-            remedy="Pass MPI.COMM_WORLD or a part of it, or leave it out.",
-        )
-    if comm is None and launcher is not None and launcher.nranks != MPI.COMM_WORLD.size:
+    if comm is None and launcher is not None and launcher.nranks not in (0, MPI.COMM_WORLD.size):
         library = MPI.Get_library_version().splitlines()[0].strip("\0 ,")
         raise VendorError(
             f"{launcher.name} started {launcher.nranks} ranks, but mpi4py's MPI, {library}, sees "
             f"{MPI.COMM_WORLD.size} of them",
-            remedy="Two MPI libraries are in this environment: keep the launcher's and uninstall the other (the "
-            "impi-rt wheel, for example), or start the job with the mpirun of the other.",
+            remedy=launcher.remedy,
             rank=launcher.rank,
         )
-    return MpiGroup.over(MPI, MPI.COMM_WORLD if comm is None else comm, config.timeout)
+    try:
+        return MpiGroup.over(MPI, MPI.COMM_WORLD if comm is None else comm, config.timeout)
+    except MPI.Exception as error:
+        raise VendorError(f"MPI failed as the ranks were to meet: {error}") from error
 
 
 def uses_mpi(config: Config, comm: Any = None) -> bool:
@@ -246,7 +252,17 @@ def uses_mpi(config: Config, comm: Any = None) -> bool:
         return False
     running = sys.modules.get("mpi4py.MPI")
     joined = running is not None and running.Is_initialized() and running.COMM_WORLD.size > 1
-    return joined or Launcher.from_environ() is not None
+    launcher = Launcher.from_environ()
+    return joined or (launcher is not None and launcher.starts_mpi)
+
+
+def _without_mpi(launcher: Launcher) -> UsageError:
+    return UsageError(
+        f"{launcher.name} started {launcher.nranks} processes, of which this is number {launcher.rank}, but not as "
+        "ranks of an MPI job, so that hetcomm cannot join them: each would be a job of one rank",
+        remedy=launcher.remedy,
+        rank=launcher.rank,
+    )
 
 
 def _poll(test: Callable[[], bool], deadline: float) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
-from hetcomm.errors import HetcommError
+from hetcomm.errors import HetcommError, VendorError
 from hetcomm.runtime.agreement import Agreement
 from hetcomm.runtime.bootstrap import JobGroup
 from hetcomm.runtime.control import Mailbox
@@ -14,6 +14,7 @@ from hetcomm.runtime.detect import exchange
 from hetcomm.runtime.executor import Executor
 from hetcomm.runtime.job import Job
 from hetcomm.runtime.plans import Plans
+from hetcomm.runtime.refusals import typed
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import on
@@ -94,8 +95,8 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
     proposals = group.all_gather(str(job.contexts.proposal).encode())
     try:
         context = job.contexts.take(max(map(int, proposals)), _CONTEXTS)
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it
+        failure = typed(error, "making a communicator")
     exchange(group, b"", failure, "making a communicator")
     communicators: dict[CommId, VendorCommunicator] = {}
     twins: dict[CommId, VendorCommunicator] = {}
@@ -115,8 +116,8 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             if MemoryKind.HOST not in vendors[comm].capabilities.memory:
                 twins[comm] = registry.vendor("ucx").create(part, runner)
             executors.append(runner)
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001
+        failure = typed(error, "opening the vendors' communicators", kind=VendorError)
     try:
         exchange(group, b"", failure, "opening the vendors' communicators")
     except HetcommError:
