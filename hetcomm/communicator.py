@@ -16,6 +16,9 @@ belongs to one thread. What is common to all its methods:
   queued there later comes after it. Nothing of it blocks the host, and no array passes through host memory unless the
   UCX in use has no other way. Ranks with device arrays and ranks with host arrays may share a job. All device arrays
   of a rank are on one device. Calls are refused on a stream that is being captured into a graph.
+* *Forks*: a communicator belongs to the process that made it. A forked child has none: whatever it does with its
+  parent's raises `UsageError`, and neither its exit nor its garbage collector touches anything of the parent's. It may
+  call `hetcomm.init` itself, but where its parent runs MPI only for a job of one rank (`HETCOMM_BOOTSTRAP=single`).
 * *Errors*: `UsageError` means an argument was refused, on this rank or on another one: it is raised on every rank,
   names rank, argument and remedy, and no array has changed; the communicator stays usable unless the message says that
   other ranks had begun. `VendorError` in the same way, where a vendor cannot do its part. `PlanMismatchError` is raised
@@ -383,6 +386,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         it does not wait. Never raises what went wrong on other ranks, but what went wrong with calls on device arrays
         that nobody has been told of. Communicators split from this one are closed first.
         """
+        self._engine.check_owner()
         self._close(self._parts.job.config.timeout)
         self._settle()
 
@@ -399,8 +403,14 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     ) -> None:
         if kind is None:
             self.close()
-        else:
+        elif not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
             self._abandon(f"ended with {kind.__name__}")
+
+    def _disown(self) -> None:
+        """This process is a forked child."""
+        self._engine.disown()
+        for child in self._children:
+            child._disown()
 
     def _abandon(self, why: str) -> None:
         """Leave without waiting for the others, who are told."""

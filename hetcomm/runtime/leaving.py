@@ -1,5 +1,9 @@
 """What happens to communicators that a script forgets: they are closed when the interpreter exits, and never hang it.
 
+And to those that a forked child inherits: they refuse everything, and stay as they are until the child ends. Foreign
+libraries release what their objects stand for as these are collected, which in a child would be the parent's; so
+nothing of such a communicator is ever collected.
+
 MPI is finalised after all handlers of `atexit`, since mpi4py registers with the interpreter itself. Handlers run in
 reverse order, so ours is registered after those of the vendors, which must find their communicators closed.
 """
@@ -7,13 +11,15 @@ reverse order, so ours is registered after those of the vendors, which must find
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
+import os
 import sys
 from typing import Protocol
 
 from hetcomm.errors import HetcommError
 
-__all__ = ["close_at_exit", "closed"]
+__all__ = ["close_at_exit", "closed", "parent_with_mpi"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +33,11 @@ class _Closable(Protocol):
 
     def _abandon(self, why: str) -> None: ...
 
+    def _disown(self) -> None: ...
+
 
 _open: list[_Closable] = []
+_parents_with_mpi: list[int] = []
 
 
 def close_at_exit(communicator: _Closable) -> None:
@@ -54,3 +63,23 @@ def _close_all() -> None:
                 communicator._settle()
             except HetcommError:
                 _log.exception("a call failed after it had returned, and nobody has asked for it")
+
+
+def parent_with_mpi() -> int | None:
+    """The process that this one was forked from while MPI ran in it, if it was: a child cannot use that MPI."""
+    return _parents_with_mpi[-1] if _parents_with_mpi else None
+
+
+def _in_child() -> None:
+    """Run by `os.fork` and what is made of it, first thing in the child."""
+    for communicator in _open:
+        communicator._disown()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(communicator))
+    _open.clear()
+    atexit.unregister(_close_all)
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized():
+        _parents_with_mpi.append(os.getppid())
+
+
+os.register_at_fork(after_in_child=_in_child)  # here, since MPI may run in a process that has no communicator yet

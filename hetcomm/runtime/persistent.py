@@ -83,6 +83,7 @@ class Request:
                 `Work.wait`.
         """
         standing = self._standing
+        self._engine.check_owner()
         if standing is not None and standing.busy:
             if timeout is None and standing.wait():
                 return
@@ -100,6 +101,7 @@ class Request:
     def done(self) -> bool:
         """Whether no run is under way; moves everything along, never waits."""
         standing = self._standing
+        self._engine.check_owner()
         if standing is not None and standing.busy:
             if standing.test():
                 return True
@@ -108,6 +110,7 @@ class Request:
 
     def close(self) -> None:
         """Let go of the arrays; it cannot be started any more. Not collective. A run under way goes on to its end."""
+        self._engine.check_owner()
         standing, self._standing = self._standing, None
         if standing is not None and standing.busy:
             self._work = standing.release()
@@ -116,8 +119,9 @@ class Request:
     def __enter__(self) -> Request:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._call is None else "idle" if self._work is None else repr(self._work)

@@ -7,8 +7,11 @@ by misuse is so on all ranks, which know it from the agreement; of anything else
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from hetcomm.errors import HetcommError, PeerFailureError, TransportError, UsageError
 from hetcomm.runtime.agreement import Ticket
@@ -28,8 +31,10 @@ class UnderWay:
 
     Attributes:
         rank: This process's number.
+        owner: The process that made the communicator; its forked children have none.
         agreement: See there.
         unusable: Whether the communicator is closed or broken.
+        lock: Keeps the progress thread out of the works.
         ledger: Counts; and whether no short way may be taken.
         pending: Works that are submitted and have not begun, in order.
         unraised: What went wrong with a call that nobody waits for, and is for the next call.
@@ -38,6 +43,7 @@ class UnderWay:
 
     def __init__(self, parts: Parts) -> None:
         self.rank = parts.group.rank
+        self.owner = os.getpid()
         self.agreement = parts.agreement
         self.ledger = parts.ledger
         self.unusable = self.ledger.detour = False
@@ -48,17 +54,19 @@ class UnderWay:
         self._parts = parts
         self._closed = False
         self.unraised: Exception | None = None
+        self.lock: AbstractContextManager[Any] = parts.job.pump.lock
         self._halted = False  # broken, or about to be: nothing moves any more
 
     def check_usable(self) -> None:
         """Refuse any call on a communicator that is closed or broken.
 
         Raises:
-            UsageError: It is closed.
+            UsageError: It is closed, or another process's.
             TransportError: It is broken.
         """
         if not self.unusable:
             return
+        self.check_owner()
         if self._closed:
             raise UsageError(
                 "this communicator is closed", remedy="Make a new one with hetcomm.init().", rank=self.rank
@@ -66,6 +74,31 @@ class UnderWay:
         with self._parts.job.pump.lock:  # the progress thread may be about to find out why
             self.settle()
             raise self._unusable_error() from self.agreement.cause
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process is a forked child of the communicator's."""
+        return self.unusable and os.getpid() != self.owner
+
+    def check_owner(self) -> None:
+        """Refuse whatever a forked child does with its parent's communicator.
+
+        Raises:
+            UsageError: This is such a child.
+        """
+        if self.is_foreign:
+            raise UsageError(
+                f"this communicator is that of process {self.owner}, of which this process, {os.getpid()}, is a forked "
+                "child: it has no communicator",
+                remedy="Call hetcomm.init after the fork, in each process that is to be a rank; or start the child "
+                "with os.execv, subprocess or multiprocessing's 'spawn', and let its parent communicate.",
+                rank=self.rank,
+            )
+
+    def disown(self) -> None:
+        """This process is a forked child: refuse everything; locks may be held by threads that it does not have."""
+        self.unusable = self.ledger.detour = True
+        self.lock = self._parts.job.pump.lock = threading.RLock()
 
     def settle(self) -> None:
         """Raise what went wrong with a call on device arrays after it had returned, once.
