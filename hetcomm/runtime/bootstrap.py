@@ -23,6 +23,8 @@ from hetcomm.vendors.mpi_start import load
 __all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
 
 _TAG = 0x4843  # on a communicator of our own, so no other message can meet it
+_RANK_ABOVE = "_HETCOMM_RANK"  # a variable for child processes: process id and namespace of a rank
+_NAMESPACE = "PMIX_NAMESPACE"  # of the launcher: another mpirun, under a rank, has another one
 _YIELDING = 0.005  # seconds of polling before sleeping in between
 _SLEEP = 200e-6
 
@@ -217,12 +219,13 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
         CollectiveTimeoutError: Not all ranks took part in time.
     """
     launcher = Launcher.from_environ()
-    parent = parent_with_mpi()
+    parent = parent_with_mpi() or _rank_above()
     if parent is not None and uses_mpi(config, comm):
         raise UsageError(
-            f"this process, {os.getpid()}, was forked from process {parent} when MPI was running there, and cannot use "
-            "that MPI",
-            remedy="Fork before MPI starts; or set HETCOMM_BOOTSTRAP=single for a job of one rank in this process.",
+            f"this process, {os.getpid()}, is a child of process {parent}, which is a rank of the MPI job that the "
+            "launcher's variables tell of; only that one can be",
+            remedy="Start children before MPI starts; or set HETCOMM_BOOTSTRAP=single for a job of one rank in this "
+            "process.",
         )
     if not uses_mpi(config, comm):
         if launcher is not None and launcher.nranks > 1 and config.bootstrap is None:
@@ -248,10 +251,26 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
             remedy=launcher.remedy,
             rank=launcher.rank,
         )
+    _mark_children()
     try:
         return MpiGroup.over(mpi, mpi.COMM_WORLD if comm is None else comm, config.timeout)
     except mpi.Exception as error:
         raise VendorError(f"MPI failed as the ranks were to meet: {error}") from error
+
+
+def _mark_children() -> None:
+    """Let processes that this rank starts know that they are none: they inherit the launcher's variables too."""
+    namespace = os.environ.get(_NAMESPACE)
+    if namespace is not None:
+        os.environ[_RANK_ABOVE] = f"{os.getpid()} {namespace}"
+
+
+def _rank_above() -> int | None:
+    """The process that is the rank of whose launcher this one has the variables, if that is another one."""
+    pid, _, namespace = os.environ.get(_RANK_ABOVE, "").partition(" ")
+    if not pid.isdecimal() or int(pid) == os.getpid() or namespace != os.environ.get(_NAMESPACE):
+        return None
+    return int(pid)
 
 
 def uses_mpi(config: Config, comm: Any = None) -> bool:
