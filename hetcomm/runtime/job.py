@@ -25,6 +25,7 @@ from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import RULES, Tuning
 from hetcomm.transport.base import Transport
+from hetcomm.transport.descriptors import make_room
 from hetcomm.types import Config
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = ["Job", "open_job"]
 
 _GREETING_SECONDS = 30.0  # that a greeting may take, when all ranks have just met
 _log = logging.getLogger(__name__)
+_DESCRIPTORS = 2  # for each rank: its process, and a socket or shared memory
 _SHOWN = 8  # peers that a warning names
 
 
@@ -183,6 +185,7 @@ def _connect(transport: UcxTransport, statements: list[detect.Statement], group:
 
     failure: HetcommError | None = None
     try:
+        make_room(_DESCRIPTORS * len(statements), f"connecting to {len(statements)} ranks")
         for peer, said in enumerate(statements):
             transport.connect(peer, said.address)
     except Exception as error:  # noqa: BLE001

@@ -18,11 +18,14 @@ from hetcomm.runtime.refusals import typed
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import on
+from hetcomm.transport.descriptors import make_room
 from hetcomm.types import MemoryKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 
 __all__ = ["Parts", "wire"]
+
+_DESCRIPTORS = 24  # that a vendor's communicator may need, and one for each rank: 13 were seen, of oneCCL's first
 
 _CONTEXTS = 3  # the communicator's own, and one each for the home and the border group of a `ucx` cluster
 
@@ -111,6 +114,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             runner = Executor(
                 job.transport, [peers[rank] for rank in ranks], part.rank, context + 1 + number, {}, job.devices
             )
+            make_room(_DESCRIPTORS + len(ranks), "making a vendor's communicator")
             vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
             communicators[comm] = twins[comm] = vendors[comm].create(part, runner)
             if MemoryKind.HOST not in vendors[comm].capabilities.memory:
