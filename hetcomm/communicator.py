@@ -32,7 +32,9 @@ belongs to one thread. What is common to all its methods:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -41,7 +43,7 @@ from typing import Any
 
 import numpy
 
-from hetcomm.errors import UsageError
+from hetcomm.errors import HetcommError, UsageError
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
@@ -49,6 +51,7 @@ from hetcomm.methods.vectors import VectorCollectives
 from hetcomm.runtime import calls, grouping, leaving, pointtopoint
 from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.arguments import check_integer
+from hetcomm.runtime.closing import Parting
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
@@ -57,6 +60,7 @@ from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.refusals import checking, refusing
 from hetcomm.runtime.settings import settings
 from hetcomm.runtime.streams import Streams
+from hetcomm.runtime.waiting import PARTING
 from hetcomm.runtime.wiring import Parts, wire
 from hetcomm.runtime.work import Work
 from hetcomm.schedule.steps import Schedule
@@ -168,6 +172,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         openers = [executor.open for executor in parts.executors]
         self._streams = Streams(parts.job.devices, parts.job.serve, openers, self._rank)
         self._closed = False
+        self._look: tuple[int, Callable[[], object]] = 0, self._poll
         self._engine = Engine(parts)
         self._ledger = parts.ledger
         self._express = self._engine.express.call if self._engine.express is not None else _no_express_way
@@ -383,8 +388,13 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
         Waits until the works under way are over and all ranks have called it, at most the communicator's timeout;
         messages that no rank takes any more are given up. If a rank has left otherwise, or the communicator is broken,
-        it does not wait. Never raises what went wrong on other ranks, but what went wrong with calls on device arrays
-        that nobody has been told of. Communicators split from this one are closed first.
+        it does not wait. Ranks may close several communicators in different orders: one made by `split`, or one of
+        several that `hetcomm.init` has made, waits half a second for the other ranks, and what it could not release
+        then is released with the last of them. Never raises what went wrong on other ranks, but what went wrong with
+        calls on device arrays that nobody has been told of. Communicators split from this one are closed first.
+
+        Raises:
+            UsageError: This process is a forked child.
         """
         self._engine.check_owner()
         self._close(self._parts.job.config.timeout)
@@ -429,16 +439,89 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             child._close(seconds)
         self._closed = True
         leaving.closed(self)
+        deadline = time.monotonic() + seconds
+        waits = self._parent is None and not leaving.others()
+        parting = Parting.LOST
         try:
             with self._engine.lock:
-                self._engine.close(seconds)
+                parting = self._engine.close(seconds, seconds if waits else min(seconds, _PATIENCE))
         finally:
+            if parting is Parting.LATER:
+                self._look = threading.get_ident(), self._poll
+                PARTING.append(self._look)
+                if self._parent is None:
+                    leaving.postpone(self)
+            elif self._parent is None:
+                self._end(parting, deadline)
+            elif parting is Parting.APART:
+                self._end_apart()
+            else:
+                with self._engine.lock:
+                    self._parts.close()
+        if waits:
+            leaving.end_postponed(max(0.0, deadline - time.monotonic()))
+
+    def _poll(self) -> None:
+        """Look at what the others say of the end, while it is LATER."""
+        try:
             with self._engine.lock:
+                if self._parent is None:
+                    self._parts.job.pump.progress()
+                self._parts.agreement.poll()
+        except HetcommError:  # whoever ends it comes upon the same
+            PARTING.remove(self._look)
+
+    def _end_later(self, seconds: float) -> None:
+        """End a communicator over all ranks whose end was LATER."""
+        deadline = time.monotonic() + seconds
+        parting = Parting.LOST
+        try:
+            with self._engine.lock:
+                parting = self._engine.end_later(deadline)
+        finally:
+            self._end(parting, deadline)
+
+    def _end_apart(self) -> None:
+        """End a part that some ranks have closed later than others: all but what is collective of that."""
+        with self._engine.lock:
+            self._parts.mailbox.close(1.0)
+        self._parts.job.unreleased.append(self._parts)
+
+    def _end(self, parting: Parting, deadline: float) -> None:
+        """Release everything of the job, this communicator being that of all its ranks.
+
+        What is collective of it takes place if all ranks are here, in one order on all of them.
+        """
+        job = self._parts.job
+        try:
+            for part in self._later():
+                with self._engine.lock:
+                    if parting is not Parting.TOGETHER:
+                        part._engine.abandon("closed it without waiting")
+                    part._engine.end_later(deadline)
+                part._end_apart()
+            with self._engine.lock:
+                for parts in sorted(job.unreleased, key=lambda each: each.context):
+                    if parting is not Parting.TOGETHER:
+                        parts.abort()
+                    parts.close()
+                if parting is not Parting.TOGETHER:
+                    self._parts.abort()
                 self._parts.close()
-            if self._parent is None:
-                self._parts.job.close()
+        finally:
+            PARTING[:] = [each for each in PARTING if each is not self._look]
+            job.close()
+
+    def _later(self) -> list[Communicator]:
+        """The parts of this one, and theirs, whose end was LATER; it is no more."""
+        found = [each for child in self._children for each in child._later()]
+        if self._parent is not None and self._look in PARTING:
+            PARTING.remove(self._look)
+            found.append(self)
+        return found
 
 
+_PATIENCE = 0.5  # seconds that a close waits for ranks that may wait for this one in another
 _SPLIT = Intent.of("split")
 _EXPLAINED = (
     "all_reduce",

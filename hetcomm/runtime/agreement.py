@@ -33,6 +33,7 @@ from hetcomm.errors import (
     UsageError,
     VendorError,
 )
+from hetcomm.runtime.closing import Closing, Parting
 from hetcomm.runtime.control import Frame, Mailbox, Subject
 from hetcomm.runtime.waiting import Progress, wait
 
@@ -128,8 +129,7 @@ class Agreement:
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
-        self._closing: dict[int, Frame] = {}  # at rank 0
-        self._closed = False
+        self.closing = Closing(self._rank, self._nranks, mailbox.send)
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
         self._watched = -1  # the oldest open call when `remind` looked last
@@ -269,22 +269,31 @@ class Agreement:
         call = next(iter(self._open), self._ledger.next_call)
         self._mailbox.send(Frame(Subject.GONE, self._rank, call, text=why), self._mailbox.others())
 
-    def close(self, seconds: float) -> bool:
-        """Wait until every rank has called this; False if one left otherwise or `seconds` passed."""
-        if self._nranks == 1:
-            return True
+    def close(self, seconds: float, patience: float) -> Parting:
+        """Say that this rank has nothing more to call, and wait until all have, or `patience` seconds.
+
+        With patience for all of `seconds`, it is not LATER but LOST what is not over by then.
+        """
         self._leaving = True
-        frame = Frame(Subject.CLOSING, self._rank, self._ledger.next_call, text="closed it")
-        if self._rank == 0:
-            self._record(frame)
-        else:
-            self._mailbox.send(frame, (0,))
+        if self._nranks > 1:
+            self.closing.announce(self._ledger.next_call)
+        begun = time.monotonic()
+        if patience < seconds and not wait(self._moving, self.parted, begun + patience) and self.closing.defer():
+            return Parting.LATER
+        wait(self._moving, self.parted, begun + seconds)
+        return self.parting
 
-        def over() -> bool:
-            self.poll()
-            return self._closed or bool(self._gone)
+    def parted(self) -> bool:
+        """Whether it is known how the ranks part; looks at the mailbox."""
+        self.poll()
+        return self.closing.together is not None or bool(self._gone)
 
-        return wait(self._moving, over, time.monotonic() + seconds) and self._closed
+    @property
+    def parting(self) -> Parting:
+        """How they do, as far as is known."""
+        if self.closing.together is None:
+            return Parting.LOST
+        return Parting.TOGETHER if self.closing.together else Parting.APART
 
     # ---- what frames do
 
@@ -314,15 +323,8 @@ class Agreement:
                 self._settled[call] = bool(frame.flag)
             case Subject.GONE:
                 self._gone.setdefault(frame.source, frame)
-            case Subject.CLOSING:
-                self._closing[frame.source] = frame
-                if len(self._closing) == self._nranks:
-                    self._closed = True
-                    self._mailbox.send(
-                        Frame(Subject.CLOSED, self._rank, self._ledger.next_call), self._mailbox.others()
-                    )
-            case Subject.CLOSED:
-                self._closed = True
+            case Subject.CLOSING | Subject.CLOSED | Subject.PARTING | Subject.PARTED:
+                self.closing.record(frame)
         self._ledger.alarm = True
 
     def _check(self) -> None:
@@ -340,13 +342,15 @@ class Agreement:
         if self.unsettled and self.broken is None:
             self._settle()
         if self.broken is None:  # else a rank that has left did so for the same reason
-            for frame in (*self._gone.values(), *self._closing.values()):
+            for frame in (*self._gone.values(), *self.closing.frames.values()):
                 if self.unsettled and frame.source and frame.call > self.unsettled[-1]:
                     continue  # it may have left because of what rank 0 has yet to tell
                 for ticket in self._open.values():
                     if ticket.call >= frame.call and ticket.error is None:
                         self._fail_deserted(ticket, frame)
-        self._ledger.alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
+        self._ledger.alarm = bool(
+            self._refusals or self._mismatches or self._gone or self.closing.frames or self._plans
+        )
 
     def _check_plans(self, call: int) -> None:
         """Compare the plans that others have sent for a call; answer those who asked, unless it waits for the rest."""

@@ -38,8 +38,10 @@ class Subject(enum.IntEnum):
     SETTLE = 4  # to rank 0, after a call that failed everywhere; flag: whether I had begun it
     SETTLED = 5  # flag: whether any rank had begun it
     GONE = 6  # I have left the communicator before this call; text: why
-    CLOSING = 7  # to rank 0: I have nothing more to call
-    CLOSED = 8  # nobody has
+    CLOSING = 7  # this and the others that end it: see `hetcomm.runtime.closing`
+    CLOSED = 8
+    PARTING = 9
+    PARTED = 10
 
 
 @dataclass(frozen=True, slots=True)

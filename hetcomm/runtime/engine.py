@@ -27,6 +27,7 @@ from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError
 from hetcomm.runtime.agreement import Intent, Ticket
 from hetcomm.runtime.calls import Call, check_timeout
+from hetcomm.runtime.closing import Parting
 from hetcomm.runtime.native import fits
 from hetcomm.runtime.plans import Plan
 from hetcomm.runtime.scratch import kind_of
@@ -520,11 +521,13 @@ class Engine(UnderWay):
 
     # ---- the end
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float, patience: float) -> Parting:
         """Wait until all works are over and all ranks have called this, if the communicator is not broken by then.
 
-        Messages that still move then have as long as they move.
+        Messages that still move then have as long as they move. For the other ranks it waits no longer than `patience`
+        seconds: what is LATER is polled by whoever waits.
         """
+        parting = Parting.LOST
         self.unusable = self.ledger.detour = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
         try:
@@ -533,16 +536,30 @@ class Engine(UnderWay):
                 self.agreement.broken is None
                 and wait(self._pump, self._idle, deadline, self.look)
                 and self.agreement.broken is None
-                and self.agreement.close(max(0.0, deadline - time.monotonic()))
             ):
-                self._drain()
-            else:
+                parting = self.agreement.close(max(0.0, deadline - time.monotonic()), patience)
+            if parting is Parting.LOST:
                 self.abandon("closed it without waiting")
+            else:
+                self._drain()
         except BaseException as error:
             self.give_up(error)
             raise
         finally:
+            if parting is not Parting.LATER:
+                self._pump.remove(self)
+        return parting
+
+    def end_later(self, deadline: float) -> Parting:
+        """Come back to what was LATER: wait for what the other ranks have said since, then abandon it."""
+        try:
+            wait(self._pump, self.agreement.parted, deadline)
+            parting = self.agreement.parting
+            if parting is Parting.LOST:
+                self.abandon("closed it without waiting")
+        finally:
             self._pump.remove(self)
+        return parting
 
     def _idle(self) -> bool:
         if self.pending or self.unposted:

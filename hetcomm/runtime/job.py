@@ -29,6 +29,7 @@ from hetcomm.transport.descriptors import make_room
 from hetcomm.types import Config
 
 if TYPE_CHECKING:
+    from hetcomm.runtime.wiring import Parts
     from hetcomm.transport.ucx import UcxTransport
 
 __all__ = ["Job", "open_job"]
@@ -53,6 +54,7 @@ class Job:
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         rules: By which they are chosen otherwise, the same on all ranks.
         devices: Those that arrays have been on so far.
+        unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Job:
     calibration: Calibration | None = None
     rules: Tuning = RULES
     devices: Devices = field(default_factory=Devices)
+    unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
 
     def serve(self, device: Device) -> None:

@@ -18,8 +18,9 @@ import sys
 from typing import Protocol
 
 from hetcomm.errors import HetcommError
+from hetcomm.runtime.waiting import PARTING
 
-__all__ = ["close_at_exit", "closed", "parent_with_mpi"]
+__all__ = ["close_at_exit", "closed", "end_postponed", "others", "parent_with_mpi", "postpone"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,13 @@ class _Closable(Protocol):
 
     def _abandon(self, why: str) -> None: ...
 
+    def _end_later(self, seconds: float) -> None: ...
+
     def _disown(self) -> None: ...
 
 
 _open: list[_Closable] = []
+_postponed: list[_Closable] = []  # closed, while others were open: other ranks may have closed those first
 _parents_with_mpi: list[int] = []
 
 
@@ -52,6 +56,22 @@ def closed(communicator: object) -> None:
     _open[:] = [other for other in _open if other is not communicator]
 
 
+def others() -> bool:
+    """Whether any is open."""
+    return bool(_open)
+
+
+def postpone(communicator: _Closable) -> None:
+    """It is closed here, but not on all ranks."""
+    _postponed.append(communicator)
+
+
+def end_postponed(seconds: float) -> None:
+    """End what was postponed; no communicator is open any more, so that nobody waits for this process."""
+    while _postponed:
+        _postponed.pop(0)._end_later(seconds)
+
+
 def _close_all() -> None:
     crashed = getattr(sys, "last_value", None)  # set for an exception that nobody caught
     for communicator in reversed(list(_open)):
@@ -63,6 +83,7 @@ def _close_all() -> None:
                 communicator._settle()
             except HetcommError:
                 _log.exception("a call failed after it had returned, and nobody has asked for it")
+    end_postponed(0.0 if crashed is not None else _GRACE)
 
 
 def parent_with_mpi() -> int | None:
@@ -72,10 +93,12 @@ def parent_with_mpi() -> int | None:
 
 def _in_child() -> None:
     """Run by `os.fork` and what is made of it, first thing in the child."""
-    for communicator in _open:
+    for communicator in (*_open, *_postponed):
         communicator._disown()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(communicator))
     _open.clear()
+    _postponed.clear()
+    PARTING.clear()
     atexit.unregister(_close_all)
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized():

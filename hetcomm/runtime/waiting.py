@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from hetcomm.devices.base import Event
 from hetcomm.transport.base import Transport
 
-__all__ = ["Mover", "Progress", "Pump", "wait"]
+__all__ = ["PARTING", "Mover", "Progress", "Pump", "wait"]
 
 _SPINS: Final = 2  # turns before the first look at the clock and the first yield: some microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
@@ -26,6 +26,9 @@ _LONG_SLEEP: Final = 1e-3
 _PATIENCE: Final = 0.01  # of the time waited so far: what a sleep may add to it
 
 _VENDOR_TURNS: Final = 16  # idle turns between two looks at the vendors
+
+PARTING: list[tuple[int, Callable[[], object]]] = []
+"""What looks at communicators of this process that are closed, but not yet on all ranks; and in which thread."""
 
 _sched_yield = os.sched_yield
 
@@ -128,6 +131,14 @@ class Pump:
         self._idle_turns += 1
         if self._idle_turns % _VENDOR_TURNS == 0:
             self.progress_vendors()
+            if PARTING and not self._advancing:
+                self._advancing = True
+                try:
+                    for thread, look in tuple(PARTING):
+                        if thread == threading.get_ident():
+                            look()
+                finally:
+                    self._advancing = False
         return False
 
     def share(self, lock: AbstractContextManager[Any], query: int) -> None:
