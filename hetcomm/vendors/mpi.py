@@ -109,6 +109,8 @@ class MpiVendor:
             VendorError: On each rank alike, where mpi4py or MPI is missing, not initialised or finalised on one of
                 them, or where they are not in one world.
         """
+        if group.nranks == 1:  # MPI is not needed, and need not be able to start: a child of a rank may be here
+            return HostCommunicator(self.name, self.capabilities, 0, 1, None)
         problem = b""
         world_rank = -1
         try:
@@ -127,8 +129,6 @@ class MpiVendor:
                 remedy="Start them with the mpirun of the MPI that mpi4py uses (`hetcomm doctor` shows which).",
                 rank=group.rank,
             )
-        if group.nranks == 1:
-            return HostCommunicator(self.name, self.capabilities, 0, 1, None)
         library = _call(lambda: _MpiLibrary(mpi, ranks), "creating a communicator")
         return HostCommunicator(self.name, self.capabilities, group.rank, group.nranks, library, limit=_LIMIT)
 
