@@ -16,6 +16,9 @@ belongs to one thread. What is common to all its methods:
   queued there later comes after it. Nothing of it blocks the host, and no array passes through host memory unless the
   UCX in use has no other way. Ranks with device arrays and ranks with host arrays may share a job. All device arrays
   of a rank are on one device. Calls are refused on a stream that is being captured into a graph.
+* *Forks*: a communicator belongs to the process that made it. A forked child has none: whatever it does with its
+  parent's raises `UsageError`, and neither its exit nor its garbage collector touches anything of the parent's. It may
+  call `hetcomm.init` itself, but where its parent runs MPI only for a job of one rank (`HETCOMM_BOOTSTRAP=single`).
 * *Errors*: `UsageError` means an argument was refused, on this rank or on another one: it is raised on every rank,
   names rank, argument and remedy, and no array has changed; the communicator stays usable unless the message says that
   other ranks had begun. `VendorError` in the same way, where a vendor cannot do its part. `PlanMismatchError` is raised
@@ -30,6 +33,7 @@ belongs to one thread. What is common to all its methods:
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -39,18 +43,22 @@ from typing import Any
 
 import numpy
 
-from hetcomm.errors import UsageError
+from hetcomm.errors import HetcommError, UsageError
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
 from hetcomm.methods.vectors import VectorCollectives
 from hetcomm.runtime import grouping, leaving, pointtopoint
-from hetcomm.runtime.agreement import REFUSALS, Intent
+from hetcomm.runtime.agreement import Intent
+from hetcomm.runtime.arguments import check_integer
+from hetcomm.runtime.closing import Parting
 from hetcomm.runtime.detect import restrict
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
-from hetcomm.runtime.job import open_job, settings
+from hetcomm.runtime.job import open_job
 from hetcomm.runtime.persistent import Request
+from hetcomm.runtime.refusals import refusing
+from hetcomm.runtime.settings import settings
 from hetcomm.runtime.spec import EXPLAINED, SPECS
 from hetcomm.runtime.streams import Streams
 from hetcomm.runtime.wiring import Parts, wire
@@ -129,7 +137,8 @@ def init(
         TransportError: On every rank, if UCX is missing or unusable on any.
         CollectiveTimeoutError: Not all ranks called this in time.
     """
-    job = open_job(settings(config, vendor, cluster, timeout), comm, topology, worker, endpoints)
+    found, failure = settings(config, vendor, cluster, timeout)
+    job = open_job(found, comm, topology, worker, endpoints, failure)
     try:
         parts = wire(job, job.group, range(job.group.nranks), job.topology)
     except BaseException:
@@ -249,24 +258,21 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             return self._split(engine, color, key)
 
     def _split(self, engine: Engine, color: int | None, key: int | None) -> Communicator | None:
-        try:
+        with refusing(engine, "split"):
             engine.settle()
             self._refuse_in_group("split")
-            color, key = _integer("color", color, self._rank), _integer("key", key, self._rank)
-        except REFUSALS as error:
-            engine.refuse(error)
-            raise
+            mine = _in_hex("color", color, self._rank)
+            said = f"{mine} {_in_hex('key', self._rank if key is None else key, self._rank)}"
         engine.agree(_SPLIT, always=True)
         try:
-            said = f"{'' if color is None else color} {self._rank if key is None else key}"
             answers = self._parts.group.all_gather(said.encode())
         except BaseException as error:
             engine.give_up(error)
             raise
         chosen = sorted(
-            (int(text.split(b" ")[1]), rank)
+            (int(text.split(b" ")[1], 16), rank)
             for rank, text in enumerate(answers)
-            if color is not None and text.split(b" ")[0] == str(color).encode()
+            if mine and text.split(b" ")[0] == mine.encode()
         )
         if color is None:
             return None
@@ -306,13 +312,10 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         engine = self._engine
         engine.enter()
         with engine.lock:
-            try:
+            with refusing(engine, "use_schedule"):
                 engine.settle()
                 self._refuse_in_group("use_schedule")
                 imported = self._plans.examine(schedule)
-            except REFUSALS as error:
-                engine.refuse(error)
-                raise
             engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
             self._plans.use(imported)
             engine.forget()
@@ -392,6 +395,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                 communicator is closed all the same.
             HetcommError: What went wrong with calls on device arrays that nobody has been told of.
         """
+        self._engine.check_owner()
         self._close(self._parts.job.config.timeout)
         self._settle()
 
@@ -408,8 +412,14 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     ) -> None:
         if kind is None:
             self.close()
-        else:
+        elif not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
             self._abandon(f"ended with {kind.__name__}")
+
+    def _disown(self) -> None:
+        """This process is a forked child."""
+        self._engine.disown()
+        for child in self._children:
+            child._disown()
 
     def _abandon(self, why: str) -> None:
         """Leave without waiting for the others, who are told."""
@@ -429,18 +439,98 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             self._engine.unraised = self._engine.unraised or child._engine.unraised
         self._closed = True
         leaving.closed(self)
+        deadline = time.monotonic() + seconds
+        waits = self._parent is None and not leaving.others()
+        parting = Parting.LOST
         try:
             with self._engine.lock:
-                self._engine.close(seconds, lambda: self._points.outstanding)
+                parting = self._engine.close(seconds, seconds if waits else min(seconds, _PATIENCE))
         finally:
-            with self._engine.lock:
-                self._parts.close()
-            if self._parent is None:
-                self._parts.job.close()
+            if parting is Parting.LATER:
+                self._parts.job.pump.parting.append(self._poll)
+                if self._parent is None:
+                    leaving.postpone(self)
+            elif self._parent is None:
+                self._end(parting, deadline)
+            elif parting is Parting.APART:
+                self._end_apart()
             else:
+                with self._engine.lock:
+                    self._parts.close()
+            if self._parent is not None and parting is not Parting.LATER:
                 self._parent._children.pop(self, None)
+        if waits:
+            leaving.end_postponed(max(0.0, deadline - time.monotonic()))
+
+    def _poll(self) -> None:
+        """Look at what the others say of the end, while it is LATER."""
+        try:
+            with self._engine.lock:
+                self._parts.agreement.poll()
+        except HetcommError:  # whoever ends it comes upon the same
+            self._stop_looking()
+
+    def _end_later(self, seconds: float) -> None:
+        """End a communicator over all ranks whose end was LATER."""
+        deadline = time.monotonic() + seconds
+        parting = Parting.LOST
+        try:
+            with self._engine.lock:
+                parting = self._engine.end_later(deadline)
+        finally:
+            self._end(parting, deadline)
+
+    def _end_apart(self) -> None:
+        """End a part that some ranks have closed later than others: all but what is collective of that."""
+        with self._engine.lock:
+            self._parts.mailbox.close(1.0)
+        self._parts.job.unreleased.append(self._parts)
+
+    def _end(self, parting: Parting, deadline: float) -> None:
+        """Release everything of the job, this communicator being that of all its ranks.
+
+        What is collective of it takes place if all ranks are here, in one order on all of them.
+        """
+        job = self._parts.job
+        try:
+            for part in self._later():
+                with self._engine.lock:
+                    if parting is not Parting.TOGETHER:
+                        part._engine.abandon("closed it without waiting")
+                    part._engine.end_later(deadline)
+                cause = part._parts.agreement.cause
+                if cause is not None:
+                    self._engine.unraised = self._engine.unraised or cause.again()
+                part._end_apart()
+            with self._engine.lock:
+                for parts in sorted(job.unreleased, key=lambda each: each.context):
+                    if parting is not Parting.TOGETHER:
+                        parts.abort(0.0)
+                    parts.close()
+                if parting is not Parting.TOGETHER:
+                    self._parts.abort(0.0)
+                self._parts.close()
+        finally:
+            self._stop_looking()
+            job.close()
+
+    def _later(self) -> list[Communicator]:
+        """The parts of this one, and theirs, whose end was LATER; it is no more."""
+        later = [each for child in self._children for each in child._later()]
+        if self._parent is not None and self._stop_looking():
+            later.append(self)
+        return later
+
+    def _stop_looking(self) -> bool:
+        """Look no more at what the others say of the end; whether this did."""
+        parting = self._parts.job.pump.parting
+        looked = self._poll in parting
+        if looked:
+            parting.remove(self._poll)
+        return looked
 
 
+_PATIENCE = 0.5  # seconds that a close waits for ranks that may wait for this one in another
 _SPLIT = Intent.of("split")
 
 
@@ -448,12 +538,6 @@ def _no_fast_path(*_: object) -> bool:
     return False
 
 
-def _integer(name: str, value: Any, rank: int) -> int | None:
-    if value is None:
-        return None
-    try:
-        return int(value.__index__())
-    except AttributeError:
-        raise UsageError(
-            f"argument {name!r} is {value!r}, which is no integer", remedy="Pass an int or None.", rank=rank
-        ) from None
+def _in_hex(name: str, value: Any, rank: int) -> str:
+    """An integer of any size as text; '' for None."""
+    return "" if value is None else f"{check_integer(name, value, rank):x}"

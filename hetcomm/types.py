@@ -10,11 +10,13 @@ import difflib
 import enum
 import logging
 import math
+import operator
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from numbers import Complex, Real
+from typing import Any, cast
 
 from hetcomm.errors import UsageError
 
@@ -42,10 +44,12 @@ __all__ = [
     "ReduceKind",
     "ReduceOp",
     "Variable",
+    "as_number",
     "check_meaning",
     "has_meaning",
     "identity",
     "premul_sum",
+    "seconds",
 ]
 
 Number = int | float | complex
@@ -185,9 +189,9 @@ class ReduceOp:
 
 @dataclass(frozen=True, slots=True)
 class PremulSum(ReduceOp):
-    """Sum of each rank's input times that rank's own `factor` (NCCL's PreMulSum)."""
+    """Sum of each rank's input times that rank's own `factor` (NCCL's PreMulSum), which calls check."""
 
-    factor: Number = 1
+    factor: Any = 1
 
 
 SUM = ReduceOp(ReduceKind.SUM)
@@ -205,14 +209,51 @@ _BY_NAME = {op.kind.value: op for op in (SUM, PROD, MIN, MAX, BAND, BOR, BXOR, L
 _OF_PAIRS = {"minloc": "min", "maxloc": "max"}
 
 
-def premul_sum(factor: Number) -> PremulSum:
+def premul_sum(factor: Any) -> PremulSum:
     """The operation that multiplies this rank's input by `factor` and sums over the ranks.
 
-    Each rank may pass another factor. On integer arrays the factor must be an integer.
+    Each rank may pass another factor: a number of Python's or NumPy's, as it is now. On integer arrays it must be an
+    integer. What is no number is refused by the call that it is passed to, since all ranks must learn of that.
     """
-    if not isinstance(factor, (int, float, complex)):
-        raise UsageError(f"factor {factor!r} is not a number", remedy="Pass an int, a float or a complex.")
-    return PremulSum(ReduceKind.PREMUL_SUM, factor)
+    try:
+        number = as_number(factor)
+    except Exception:  # noqa: BLE001  # a method of its own raised it: it will do so again, in the call
+        number = None
+    return PremulSum(ReduceKind.PREMUL_SUM, factor if number is None else number)
+
+
+def as_number(value: Any) -> Number | None:
+    """`value` as a Python number, if it is a number; an integer of any type stays exact."""
+    if type(value) in (int, float, complex):
+        return cast(Number, value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of an array library
+        value = value.item()
+    try:
+        return int(operator.index(value))
+    except TypeError:
+        pass
+    if isinstance(value, Complex) and not isinstance(value, Real):
+        return complex(value)
+    if isinstance(value, Real) or (hasattr(value, "__float__") and not hasattr(value, "__len__")):
+        return float(value)
+    return None
+
+
+def seconds(value: Any) -> float:
+    """A positive, finite number of seconds, of any type of number.
+
+    Raises:
+        UsageError: It is none; whatever asking it raises is the cause.
+    """
+    cause, shown = None, f"of type {type(value).__name__}"
+    try:
+        number = as_number(value)
+        if isinstance(number, (int, float)) and 0 < number < math.inf:
+            return float(number)
+        shown = repr(value)
+    except Exception as error:  # noqa: BLE001  # a method of its own may raise anything
+        cause = error
+    raise UsageError(shown, remedy="Pass a positive number of seconds.") from cause
 
 
 def _mpi_op_name(op: Any) -> str | None:
@@ -409,7 +450,7 @@ class Config:
                 remedy="Set a positive number of seconds, or unset it for 300.",
             )
         most = env.get("HETCOMM_INLINE_BYTES") or None
-        if most is not None and not (most.isascii() and most.isdecimal()):
+        if most is not None and not (most.isascii() and most.isdecimal() and len(most) < 20):
             raise UsageError(
                 f"HETCOMM_INLINE_BYTES={most!r} is no number of bytes", remedy="Set a number like 0 or 1048576."
             )
@@ -423,6 +464,19 @@ class Config:
             bootstrap=env.get("HETCOMM_BOOTSTRAP") or None,
             calibration=env.get("HETCOMM_CALIBRATION") or None,
         )
+
+    @classmethod
+    def usable_part(cls, environ: Mapping[str, str] | None = None) -> Config:
+        """The same, but what cannot be used is as if it were not set."""
+        env = os.environ if environ is None else environ
+        usable = {}
+        for name in [name for name in env if name.startswith("HETCOMM_")]:
+            try:
+                cls.from_environ({name: env[name]})
+            except ValueError:
+                continue
+            usable[name] = env[name]
+        return cls.from_environ(usable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ import math
 import subprocess
 import sys
 from dataclasses import fields, replace
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +42,7 @@ from hetcomm.types import (
     has_meaning,
     identity,
     premul_sum,
+    seconds,
 )
 
 REAL = [dtype for dtype in DataType if not dtype.is_complex]
@@ -118,9 +121,58 @@ def test_premul_sum_needs_its_factor() -> None:
     made = premul_sum(2.5)
     assert made == PremulSum(ReduceKind.PREMUL_SUM, 2.5) != premul_sum(2)
     assert ReduceOp.parse(made) is made
-    for factor in ("2", None, numpy.ones(2)):
-        with pytest.raises(UsageError, match="is not a number"):
-            premul_sum(factor)  # type: ignore[arg-type]
+
+
+class Refuses:
+    """A number by its methods, each of which raises something that is no business of a number's."""
+
+    def __index__(self) -> int:
+        raise ZeroDivisionError("no index")
+
+    def __float__(self) -> float:
+        raise RecursionError("no float")
+
+
+@pytest.mark.parametrize(
+    ("factor", "kept"),
+    [
+        (numpy.int64(3), 3),
+        (numpy.float32(0.5), 0.5),
+        (numpy.float16(2), 2.0),
+        (numpy.longdouble(0.25), 0.25),
+        (numpy.complex64(1j), 1j),
+        (numpy.array(7), 7),
+        (numpy.array(0.5), 0.5),
+        (ml_dtypes.bfloat16(1.5), 1.5),
+        (Fraction(1, 4), 0.25),
+        (Decimal("0.5"), 0.5),
+        (True, 1),
+        (10**400, 10**400),
+    ],
+)
+def test_any_number_is_a_factor_and_kept_as_it_is_now(factor: object, kept: Number) -> None:
+    made = premul_sum(factor)
+    assert made == PremulSum(ReduceKind.PREMUL_SUM, kept)
+    assert type(made.factor) is type(kept)
+
+
+@pytest.mark.parametrize("factor", ["2", b"2", None, numpy.ones(2), numpy.ones(1), [1], Refuses()])
+def test_a_factor_that_is_no_number_is_left_to_the_call(factor: object) -> None:
+    assert premul_sum(factor).factor is factor
+
+
+@pytest.mark.parametrize("value", [2, 2.0, numpy.float64(2), numpy.int8(2), numpy.array(2), Fraction(2)])
+def test_any_positive_number_is_a_time(value: object) -> None:
+    assert seconds(value) == 2.0
+    assert type(seconds(value)) is float
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, math.inf, math.nan, "60", None, 10**400, 2j, numpy.ones(2), numpy.array(0), Refuses()]
+)
+def test_anything_else_is_none(value: object) -> None:
+    with pytest.raises(UsageError, match="Pass a positive number of seconds"):
+        seconds(value)
 
 
 def test_combining_is_what_two_elements_undergo() -> None:

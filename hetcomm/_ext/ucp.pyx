@@ -44,6 +44,28 @@ __all__ = [
 ]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.runtime.tags leaves to transports
+cdef extern from *:
+    """
+    #include <pthread.h>
+
+    static unsigned hetcomm_forks; /* in the line of processes that led to this one, since the module was loaded */
+
+    static void hetcomm_count_fork(void)
+    {
+        hetcomm_forks++;
+    }
+
+    static int hetcomm_watch_forks(void)
+    {
+        return pthread_atfork(NULL, NULL, hetcomm_count_fork);
+    }
+    """
+    unsigned int hetcomm_forks
+    int hetcomm_watch_forks()
+
+if hetcomm_watch_forks() != 0:
+    raise MemoryError("pthread_atfork failed")
+
 cdef double PROOF_SECONDS = 1.0
 cdef double QUICK_SECONDS = 0.02  # after which a quick message is handed over
 cdef double SHARED_SECONDS = 0.0005  # between looks at messages that the owner of a shared worker may have moved
@@ -90,6 +112,7 @@ cdef class Worker:
     cdef int _roused  # written by other threads; a call of UCX lies between any two looks at it
     cdef unsigned int _calls
     cdef Gate _gate
+    cdef unsigned int _forks  # when it was made: one that a child has inherited is never touched
     cdef object __weakref__
     cdef readonly tuple unknown_options
 
@@ -98,6 +121,7 @@ cdef class Worker:
         self._registry = Registry()
         self._inflight = set()
         self._sweep_at = 1024
+        self._forks = hetcomm_forks
         self.unknown_options = ()
 
     def __init__(self, dict options=None, size_t handle=0):
@@ -237,6 +261,11 @@ cdef class Worker:
         """Every call that touches UCX starts here and resets `_busy` when it leaves."""
         if self._engine.worker == NULL:
             raise TransportError("this UCX transport is closed", remedy="Open a new one.")
+        if self._forks != hetcomm_forks:
+            raise UsageError(
+                f"this UCX transport is that of a process of which this one, {os.getpid()}, is a forked child",
+                remedy="Open a new one after the fork, or start the child with os.execv, subprocess or 'spawn'.",
+            )
         if self._busy:
             raise TransportError(
                 "a second thread, or a signal handler, used a UCX transport in the middle of a call",
@@ -790,5 +819,6 @@ cdef class Worker:
         self._engine.close()
 
     def __del__(self):
-        self._busy = False
-        self.close(0)
+        if self._forks == hetcomm_forks:
+            self._busy = False
+            self.close(0)

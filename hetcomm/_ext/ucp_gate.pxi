@@ -84,6 +84,10 @@ cdef class Gate:
             self.wanted -= urgent
         return 0
 
+    def open(self):
+        """Nobody is inside any more: this is a forked child, which has none of its parent's other threads."""
+        self.depth = self.wanted = 0
+
     def rest(self):
         """Put it down for a moment, if another thread waits for it, and take it up again."""
         cdef int depth, turn

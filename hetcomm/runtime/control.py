@@ -43,10 +43,11 @@ class Subject(enum.IntEnum):
     SETTLED = 5  # flag: whether any rank had begun it
     GONE = 6  # I have left the communicator before this call; flag: whether by closing it, when all went well;
     #           text: why; ranks: who is to blame, if it is not me
-    CLOSING = 7  # to rank 0: I have nothing more to call; number: messages I have sent, less those I have received;
-    #              fingerprint: what I have called, text: the last of it
-    CLOSED = 8  # nobody has; flag: whether every message that was sent has been received
-    WAITING = 9  # I wait for a message from you, or for you to take one: say so if you have left
+    CLOSING = 7  # this and the next three end it: see `hetcomm.runtime.closing`
+    CLOSED = 8
+    PARTING = 9
+    PARTED = 10
+    WAITING = 11  # I wait for a message from you, or for you to take one: say so if you have left
 
 
 @dataclass(frozen=True, slots=True)

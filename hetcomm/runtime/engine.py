@@ -29,6 +29,7 @@ from hetcomm.errors import HetcommError, TransportError, UsageError
 from hetcomm.runtime import tags
 from hetcomm.runtime.agreement import Intent, Ticket
 from hetcomm.runtime.calls import Call, check_timeout
+from hetcomm.runtime.closing import Parting
 from hetcomm.runtime.execution import Execution
 from hetcomm.runtime.plans import Plan
 from hetcomm.runtime.scratch import kind_of
@@ -60,7 +61,6 @@ class Engine(UnderWay):
 
     Attributes:
         group: Where calls are queued inside `Communicator.group`, or None.
-        lock: Keeps the progress thread out of the works.
         fast_path: For calls that have been made before; None if the transport has none.
     """
 
@@ -75,7 +75,6 @@ class Engine(UnderWay):
         self._waited_for: set[MessageWork] = set()  # works of messages that were under way when last asked
         self._cursor = 0  # where in the background the last turn ended
         self._window: deque[CollectiveWork] = deque()  # begun and not known to be over, in the order of their runs
-        self.lock = self._pump.lock
         self._pump.add(self)
         self.fast_path = self._open_fast_path()
 
@@ -116,10 +115,11 @@ class Engine(UnderWay):
         """A collective call was refused here: tell the others, in a group when it ends."""
         if self.group is not None:
             self.group.is_collective = True
+            self.group.refused = self.group.refused or error
         else:
             self.agreement.refuse(error)
 
-    def launch(self, work: Work, intent: Intent | None, *, async_op: bool) -> Work | None:
+    def launch(self, work: Work, intent: Intent | None, *, async_op: bool, always: bool = False) -> Work | None:
         """Submit a work and wait for it; with `async_op` return it at once, and in a group only queue it.
 
         Args:
@@ -127,14 +127,15 @@ class Engine(UnderWay):
             intent: What the ranks compare; None for messages, which are no collective.
             async_op: Whether the caller will wait. On device arrays nobody does, and the stream waits in place of the
                 host.
+            always: See `Agreement.open`.
 
         Raises:
             HetcommError: As `finish`.
         """
         if self.group is not None:
-            self.group.add(work, intent, waited=not async_op)
+            self.group.add(work, intent, waited=not async_op, always=always)
             return work if async_op else None
-        self.submit((work,), intent, background=async_op or work.order is not None)
+        self.submit((work,), intent, background=async_op or work.order is not None, always=always)
         if async_op:
             return work
         if work.order is None:
@@ -310,6 +311,7 @@ class Engine(UnderWay):
             HetcommError: What went wrong with it.
         """
         if not work.over:
+            self.check_owner()
             seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
             self._check_submitted(work)
             if work not in self._awaited:
@@ -344,6 +346,7 @@ class Engine(UnderWay):
         if failure is not None:
             raise failure
         if not work.over:
+            self.check_owner()
             self._check_submitted(work)
             assert work.order is not None  # the caller has looked
             work.order.hold_current()
@@ -358,6 +361,7 @@ class Engine(UnderWay):
 
     def turn(self) -> None:
         """Move everything along once."""
+        self.check_owner()
         try:
             self._pump.progress()
             self.look(time.monotonic())
@@ -547,11 +551,13 @@ class Engine(UnderWay):
 
     # ---- the end
 
-    def close(self, seconds: float, outstanding: Callable[[], int] = lambda: 0) -> None:
+    def close(self, seconds: float, patience: float, outstanding: Callable[[], int] = lambda: 0) -> Parting:
         """Wait until all works are over and all ranks have called this, if the communicator is not broken by then.
 
-        Messages that still move then have as long as they move. `outstanding` is as for `Agreement.close`.
+        Messages that still move then have as long as they move. For the other ranks it waits no longer than `patience`
+        seconds: what is LATER is polled by whoever waits. `outstanding` is as for `Agreement.close`.
         """
+        parting = Parting.LOST
         self.unusable = self.ledger.is_slow = self._closed = True  # for new calls
         deadline = time.monotonic() + seconds
         try:
@@ -560,16 +566,31 @@ class Engine(UnderWay):
                 self.agreement.broken is None
                 and wait(self._pump, self._is_idle, deadline, self._idle_turn)
                 and self.agreement.broken is None
-                and self.agreement.close(max(0.0, deadline - time.monotonic()), outstanding(), self._ended)
             ):
-                self._drain()
-            else:
+                left = max(0.0, deadline - time.monotonic())
+                parting = self.agreement.close(left, patience, outstanding(), self._ended)
+            if parting is Parting.LOST:
                 self.abandon("closed it without waiting")
+            else:
+                self._drain()
         except BaseException as error:
             self.give_up(error)
             raise
         finally:
+            if parting is not Parting.LATER:
+                self._pump.remove(self)
+        return parting
+
+    def end_later(self, deadline: float) -> Parting:
+        """Come back to what was LATER: wait for what the other ranks have said since, then abandon it."""
+        try:
+            wait(self._pump, self.agreement.parted, deadline)
+            parting = self.agreement.parting
+            if parting is Parting.LOST:
+                self.abandon("closed it without waiting")
+        finally:
             self._pump.remove(self)
+        return parting
 
     def _is_idle(self) -> bool:
         if self.pending or self.unposted:

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hetcomm.errors import HetcommError, UsageError
-from hetcomm.runtime.agreement import REFUSALS, Intent
+from hetcomm.runtime.agreement import Intent
 from hetcomm.runtime.engine import Engine
+from hetcomm.runtime.refusals import refusal
 from hetcomm.runtime.work import MessageWork, Work
 
 __all__ = ["Queue", "group"]
@@ -30,15 +31,19 @@ class Queue:
 
     Attributes:
         is_collective: Whether a collective was called, or tried.
+        refused: Why one was refused here, so that no part of the group may start; None: none was.
     """
 
     def __init__(self) -> None:
         self.is_collective = False
+        self.refused: HetcommError | None = None
+        self._always = False
         self._entries: list[_Entry] = []
 
-    def add(self, work: Work, intent: Intent | None, *, waited: bool) -> None:
-        """Queue a call; with `waited` the end of the group waits for it."""
+    def add(self, work: Work, intent: Intent | None, *, waited: bool, always: bool = False) -> None:
+        """Queue a call; with `waited` the end of the group waits for it; `always` as for `Agreement.open`."""
         self.is_collective |= intent is not None
+        self._always |= always
         self._entries.append(_Entry(work, intent, waited))
 
     def run(self, engine: Engine) -> None:
@@ -53,7 +58,7 @@ class Queue:
         works: list[Work] = []
         if messages:
             works.append(_Burst(engine, messages))
-        engine.submit([*works, *messages, *collectives], _together(intents), background=True)
+        engine.submit([*works, *messages, *collectives], _together(intents), background=True, always=self._always)
         if works and intents and not works[0].over:
             engine.finish(works[0])  # a message that is sent later must not overtake these
         first: HetcommError | None = None
@@ -74,8 +79,7 @@ class Queue:
         for entry in self._entries:
             entry.work.end(UsageError(f"{entry.work.name} was not started: {why}", rank=engine.rank))
         if self.is_collective and not engine.unusable:
-            refusal = error if isinstance(error, REFUSALS) else UsageError(f"{why}: {error}", rank=engine.rank)
-            engine.agreement.refuse(refusal)
+            engine.agreement.refuse(refusal(error, "its group", engine.rank))
 
 
 class _Burst(Work):
@@ -115,6 +119,8 @@ def group(engine: Engine) -> Iterator[None]:
     engine.group, engine.ledger.is_slow = queue, True
     try:
         yield
+        if queue.refused is not None:  # and the block went on
+            raise queue.refused
     except BaseException as error:
         with engine.lock:
             queue.drop(engine, error)

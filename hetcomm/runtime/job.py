@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hetcomm.devices import Devices
 from hetcomm.devices.base import Device
-from hetcomm.errors import HetcommError, TopologyError, UsageError
+from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError
 from hetcomm.runtime import detect
-from hetcomm.runtime.bootstrap import JobGroup, bootstrap, uses_mpi
+from hetcomm.runtime.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi
 from hetcomm.runtime.progress import ProgressThread
+from hetcomm.runtime.refusals import typed
 from hetcomm.runtime.tags import Contexts, contexts_on
 from hetcomm.runtime.waiting import Pump, process_pump
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
+from hetcomm.transport.descriptors import make_room
 from hetcomm.types import Config
 
 if TYPE_CHECKING:
+    from hetcomm.runtime.wiring import Parts
     from hetcomm.transport.ucx import UcxTransport
 
 __all__ = ["Job", "open_job"]
 
 _GREETING_SECONDS = 30.0  # that a greeting may take, when all ranks have just met
 _log = logging.getLogger(__name__)
+_DESCRIPTORS = 2  # for each rank: its process, and a socket or shared memory
 _SHOWN = 8  # peers that a warning names
 
 
@@ -48,6 +53,7 @@ class Job:
         pump: That of the process, which moves this job with all others.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         devices: Those that arrays have been on so far.
+        unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
 
     config: Config
@@ -58,6 +64,7 @@ class Job:
     pump: Pump
     calibration: Calibration | None = None
     devices: Devices = field(default_factory=Devices)
+    unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
 
     def serve(self, device: Device) -> None:
@@ -74,7 +81,14 @@ class Job:
         self.transport.close()
 
 
-def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any = None, endpoints: Any = None) -> Job:
+def open_job(
+    config: Config,
+    comm: Any = None,
+    topology: Any = None,
+    worker: Any = None,
+    endpoints: Any = None,
+    failure: HetcommError | None = None,
+) -> Job:
     """Meet the other ranks and connect to them; collective.
 
     Args:
@@ -83,37 +97,37 @@ def open_job(config: Config, comm: Any = None, topology: Any = None, worker: Any
         topology: A `Topology`, or the path of a file with one; overrides `config.topology`.
         worker: A UCP worker to share, in place of one of hetcomm's own.
         endpoints: Those of `worker` to use, by rank.
+        failure: Why this rank cannot take part, if that is known already: it only tells the others.
 
     Raises:
         UsageError, TopologyError, VendorError, TransportError: On every rank, if any rank cannot take part; the message
             names it. An MPI that is not the launcher's is found by each rank on its own.
         CollectiveTimeoutError: Not all ranks took part in time.
     """
-    failure: HetcommError | None = None
     transport: UcxTransport | None = None
     try:
         transport = _open_transport(config, worker, endpoints)
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it, below
+        failure = failure or typed(error, "opening the transport", kind=TransportError)
     try:
-        group = bootstrap(config, comm)
+        unusable = refusal_of(comm)
+        group = bootstrap(config, comm if unusable is None else None)
+        failure = failure or unusable
         given: Topology | None = None
         statement = detect.Statement()
-        try:
-            if failure is None and transport is not None:
+        if failure is None and transport is not None:
+            try:
                 given = _load(topology if topology is not None else config.topology, group.nranks)
                 statement = _state(config, given, group, transport, comm)
-        except HetcommError as error:
-            failure = error
+            except Exception as error:  # noqa: BLE001
+                failure = typed(error, "reading topology and vendor", kind=TopologyError)
         answers = detect.exchange(group, statement.pack(), failure, "hetcomm.init")
         statements = [detect.Statement.unpack(answer) for answer in answers]
         _check_topologies(statements, group.rank)
         if given is not None:
             detect.check_hosts(given, [said.host for said in statements], group.rank)
         assert transport is not None  # or `exchange` would have raised the failure
-        for peer, said in enumerate(statements):
-            transport.connect(peer, said.address)
-        _greet(transport, statements, group, config)
+        _connect(transport, statements, group, config)
         found = given if given is not None else detect.build_topology(statements)
         calibration, inline_bytes = _agree_on_plans(config, group)
     except BaseException:
@@ -162,44 +176,34 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
         try:
             calibration = None if config.calibration is None else Calibration.load(config.calibration).to_json()
             said = json.dumps([calibration, config.inline_bytes]).encode()
-        except HetcommError as error:
-            failure = error
+        except Exception as error:  # noqa: BLE001
+            failure = typed(error, "reading the calibration")
     found, inline_bytes = json.loads(detect.exchange(group, said, failure, "reading the calibration")[0])
     return None if found is None else Calibration.from_json(found), inline_bytes
 
 
-def settings(config: Config | None, vendor: str | None, cluster: str | None, timeout: float | None) -> Config:
-    """The configuration, from the environment unless given, with the arguments of `hetcomm.init` on top.
+def _connect(transport: UcxTransport, statements: list[detect.Statement], group: JobGroup, config: Config) -> None:
+    """Connect to all ranks; and see that shared workers reach each other before a message of a user's depends on it.
 
     Raises:
-        UsageError: The timeout is not a positive number of seconds.
-    """
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise UsageError(f"argument 'timeout' is {timeout!r}", remedy="Pass a positive number of seconds.")
-    base = Config.from_environ() if config is None else config
-    return replace(
-        base,
-        vendor=base.vendor if vendor is None else vendor,
-        cluster=base.cluster if cluster is None else cluster,
-        timeout=base.timeout if timeout is None else float(timeout),
-    )
-
-
-def _greet(transport: UcxTransport, statements: list[detect.Statement], group: JobGroup, config: Config) -> None:
-    """See that shared workers reach each other before a message of a user's depends on it; collective.
-
-    Raises:
-        UsageError, TransportError: On every rank, if one does not.
+        UsageError, TransportError: On every rank, if one cannot.
     """
     from hetcomm.transport.ucx import is_shared
 
-    if not any(is_shared(said.address) for said in statements):
-        return
     failure: HetcommError | None = None
     try:
+        make_room(_DESCRIPTORS * len(statements), f"connecting to {len(statements)} ranks")
+        for peer, said in enumerate(statements):
+            transport.connect(peer, said.address)
+    except Exception as error:  # noqa: BLE001
+        failure = typed(error, "connecting to the other ranks", kind=TransportError)
+    detect.exchange(group, b"", failure, "hetcomm.init")
+    if not any(is_shared(said.address) for said in statements):
+        return
+    try:
         transport.greet(group.rank, min(config.timeout, _GREETING_SECONDS))
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001
+        failure = typed(error, "greeting the other ranks", kind=TransportError)
     detect.exchange(group, b"", failure, "hetcomm.init")
 
 
@@ -212,6 +216,11 @@ def _open_transport(config: Config, worker: Any, endpoints: Any) -> UcxTransport
 def _load(topology: Any, nranks: int) -> Topology | None:
     if topology is None:
         return None
+    if not isinstance(topology, Topology | str | os.PathLike):
+        raise UsageError(
+            f"argument 'topology' is of type {type(topology).__name__}",
+            remedy="Pass a hetcomm.topology.Topology or the path of a file with one.",
+        )
     found = topology if isinstance(topology, Topology) else Topology.load(topology)
     if found.nranks != nranks:
         source = "the topology" if isinstance(topology, Topology) else f"the topology file {topology}"

@@ -12,12 +12,28 @@ from dataclasses import dataclass
 
 __all__ = ["Launcher"]
 
-# (name, variable with the rank, variable with the number of ranks), in the order they are looked for: inside a Slurm
-# allocation, mpirun's variables are the nearer ones. `srun` alone sets a number of tasks of its *step*.
-_KNOWN = (
-    ("Open MPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("MPICH's mpiexec", "PMI_RANK", "PMI_SIZE"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+_SINGLE = "or set HETCOMM_BOOTSTRAP=single to have a job of one rank in each process"
+_TWO_MPIS = (
+    "Two MPI libraries are in this environment: keep the launcher's and uninstall the other (the impi-rt wheel, for "
+    "example), or start the job with the mpirun of the other."
+)
+_NO_PMI = (
+    f"Start it with the mpirun of that MPI, or have the launcher serve it (srun --mpi=pmix, for example), {_SINGLE}."
+)
+_NOT_MPI = f"Start it with 'mpirun -n NRANKS python ...' in place of torchrun, {_SINGLE}."
+
+_INTERACTIVE = 0xFFFFFFFA  # the first of the numbers that Slurm gives to steps that are not parallel ones
+
+# (name, variable with the rank, variable with the number of ranks, what to do if MPI sees another number), in the order
+# they are looked for: inside a Slurm allocation, mpirun's variables are the nearer ones. `srun` alone sets a number of
+# tasks of its *step*.
+_MPI = (
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", _TWO_MPIS),
+    ("MVAPICH's launcher", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", _TWO_MPIS),
+    ("MPICH's mpiexec", "PMI_RANK", "PMI_SIZE", _TWO_MPIS),
+    ("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", _NO_PMI),
+    ("Flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", _NO_PMI),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", _NO_PMI),
 )
 
 
@@ -28,18 +44,33 @@ class Launcher:
     Attributes:
         name: For messages.
         rank: This process's number in the job.
-        nranks: How many processes the launcher started.
+        nranks: How many processes the launcher started; 0: it does not say.
+        starts_mpi: Whether they are ranks of an MPI job, as far as the launcher goes.
+        remedy: What to do where its processes do not find one another.
     """
 
     name: str
     rank: int
     nranks: int
+    starts_mpi: bool = True
+    remedy: str = _TWO_MPIS
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Launcher | None:
         """The launcher of this process; None if it was started without one."""
         env = os.environ if environ is None else environ
-        for name, rank, nranks in _KNOWN:
-            if env.get(rank, "").isdecimal() and env.get(nranks, "").isdecimal():
-                return cls(name, int(env[rank]), int(env[nranks]))
+        for name, rank, nranks, remedy in _MPI:
+            if _are_numbers(env, rank, nranks):
+                return cls(name, int(env[rank]), int(env[nranks]), remedy=remedy)
+        step = env.get("SLURM_STEP_ID", env.get("SLURM_STEPID", ""))
+        if step.isdecimal() and int(step) < _INTERACTIVE and _are_numbers(env, "SLURM_PROCID", "SLURM_NTASKS"):
+            return cls("srun", int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), remedy=_NO_PMI)
+        if "PMIX_NAMESPACE" in env and _are_numbers(env, "PMIX_RANK"):
+            return cls("a PMIx launcher", int(env["PMIX_RANK"]), 0, remedy=_NO_PMI)
+        if "MASTER_ADDR" in env and _are_numbers(env, "RANK", "WORLD_SIZE"):
+            return cls("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), starts_mpi=False, remedy=_NOT_MPI)
         return None
+
+
+def _are_numbers(env: Mapping[str, str], *names: str) -> bool:
+    return all(env.get(name, "").isdecimal() for name in names)

@@ -6,6 +6,7 @@ Integers wrap around, NaN comes through min and max, and an average of integers 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy
@@ -78,14 +79,19 @@ def check_factor(factor: Number, dtype: DataType, rank: int) -> None:
     """Refuse a factor of `premul_sum` that the element type cannot hold.
 
     Raises:
-        UsageError: Not an integer for integers, or complex for reals.
+        UsageError: Not an integer for integers, complex for reals, or an integer beyond all floats for others.
     """
-    if dtype.is_complex or (not dtype.is_integer and not isinstance(factor, complex)):
-        return
-    if not isinstance(factor, int):
-        wanted = "an int" if dtype.is_integer else "a real number"
-        raise UsageError(
-            f"argument 'op' has the factor {factor!r}, which {dtype.value} arrays cannot be multiplied by",
-            remedy=f"Pass {wanted} to hetcomm.premul_sum.",
-            rank=rank,
-        )
+    wanted = "an int" if dtype.is_integer else "a real number"
+    if isinstance(factor, int):
+        if dtype.is_integer or -sys.float_info.max <= factor <= sys.float_info.max:
+            return
+        described, wanted = f"of {factor.bit_length()} bits", "a float, which may be infinite,"
+    else:
+        if dtype.is_complex or (not dtype.is_integer and not isinstance(factor, complex)):
+            return
+        described = repr(factor)
+    raise UsageError(
+        f"argument 'op' has the factor {described}, which {dtype.value} arrays cannot be multiplied by",
+        remedy=f"Pass {wanted} to hetcomm.premul_sum.",
+        rank=rank,
+    )

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from hetcomm._ext import ucp
 from hetcomm.errors import UsageError
-from hetcomm.runtime.agreement import REFUSALS
 from hetcomm.runtime.calls import Call
 from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.plans import Plan
+from hetcomm.runtime.refusals import refusing
 from hetcomm.runtime.streams import Ordering
 from hetcomm.runtime.work import CollectiveWork, Work
 
@@ -58,7 +58,7 @@ class Request:
             return
         engine, call = self._engine, self._call
         engine.enter()
-        try:
+        with refusing(engine, f"start of {self._name}"):
             if engine.unraised is not None:
                 engine.settle()
             if call is None or self._work is not None or (pinned is not None and pinned.busy):
@@ -66,10 +66,6 @@ class Request:
                 remedy = "Make a new one." if call is None else "Call wait() before the next start()."
                 raise UsageError(f"this request of {self._name} {state}", remedy=remedy, rank=engine.rank)
             order = None if self._order is None else self._order()
-        except REFUSALS as error:
-            with engine.lock:
-                engine.refuse(error)
-            raise
         with engine.lock:
             self._work = CollectiveWork(engine, self._name, self._plan, call, self._seconds, order)
             engine.launch(self._work, self._plan.intent, async_op=True)
@@ -87,6 +83,7 @@ class Request:
                 `Work.wait`.
         """
         pinned = self._pinned
+        self._engine.check_owner()
         if pinned is not None and pinned.busy:
             if timeout is None and pinned.wait():
                 return
@@ -104,6 +101,7 @@ class Request:
     def done(self) -> bool:
         """Whether no run is under way; moves everything along, never waits."""
         pinned = self._pinned
+        self._engine.check_owner()
         if pinned is not None and pinned.busy:
             if pinned.test():
                 return True
@@ -112,6 +110,7 @@ class Request:
 
     def close(self) -> None:
         """Let go of the arrays; it cannot be started any more. Not collective. A run under way goes on to its end."""
+        self._engine.check_owner()
         pinned, self._pinned = self._pinned, None
         if pinned is not None and pinned.busy:
             self._work = pinned.release()
@@ -120,8 +119,9 @@ class Request:
     def __enter__(self) -> Request:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._call is None else "idle" if self._work is None else repr(self._work)

@@ -144,9 +144,9 @@ class PointToPoint:
             TransportError: The transport does not reach that memory.
         """
         rank, (name, who) = self._rank, names
-        self._check_number(who, peer, self._nranks - 1, rank)
-        self._check_number("tag", tag, tags.MAX_USER_TAG, rank)
-        if alone and int(peer) == rank:
+        peer = self._number(who, peer, self._nranks - 1, rank)
+        tag = self._number("tag", tag, tags.MAX_USER_TAG, rank)
+        if alone and peer == rank:
             raise UsageError(
                 f"argument {who!r} is {peer}, this rank itself, which would wait for its own message",
                 remedy="Copy the array, or use send_recv, async_op=True or a group.",
@@ -160,7 +160,7 @@ class PointToPoint:
                 "mpi4py; or pass a host array. 'hetcomm doctor' shows which UCX is in use.",
                 rank=rank,
             )
-        return Message(found, int(peer), int(tag), is_send)
+        return Message(found, peer, tag, is_send)
 
     def post(self, message: Message) -> Request:
         """Start a message; errors are the transport's own, see `explain`."""
@@ -208,7 +208,7 @@ class PointToPoint:
             peer=peer,
         )
 
-    def _check_number(self, name: str, value: Any, highest: int, rank: int) -> None:
+    def _number(self, name: str, value: Any, highest: int, rank: int) -> int:
         try:
             number = operator.index(value)
         except TypeError:
@@ -217,3 +217,4 @@ class PointToPoint:
             raise UsageError(
                 f"argument {name!r} is {value!r}", remedy=f"Pass an integer from 0 to {highest}.", rank=rank
             )
+        return number

@@ -8,6 +8,7 @@ by misuse is so on all ranks, which know it from the agreement; of anything else
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ class UnderWay:
 
     Attributes:
         rank: This process's number.
+        owner: The process that made the communicator; its forked children have none.
         agreement: See there.
         unusable: Whether the communicator is closed or broken.
         ledger: Counts; and whether the fast path may not be taken.
@@ -46,6 +48,7 @@ class UnderWay:
 
     def __init__(self, parts: Parts) -> None:
         self.rank = parts.group.rank
+        self.owner = os.getpid()
         self.agreement = parts.agreement
         self.ledger = parts.ledger
         self.unusable = self.ledger.is_slow = False
@@ -57,6 +60,7 @@ class UnderWay:
         self._closed = False
         self.unraised: Exception | None = None
         self.told = False
+        self.lock = parts.job.pump.lock
         self._halted = False  # broken, or about to be: nothing moves any more
         self._watch_at = 0.0
         self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
@@ -78,7 +82,7 @@ class UnderWay:
         Raises:
             UsageError: There is one.
         """
-        if self._parts.job.pump.lock.mine:
+        if self.lock.mine:
             raise UsageError(
                 "hetcomm was called in the middle of another of its calls, as by a signal handler",
                 remedy="Let the handler set a flag, and make the call when the one that it interrupted has returned.",
@@ -89,19 +93,45 @@ class UnderWay:
         """Refuse any call on a communicator that is closed or broken.
 
         Raises:
-            UsageError: It is closed.
+            UsageError: It is closed, or another process's.
             TransportError: It is broken.
         """
         if not self.unusable:
             return
+        self.check_owner()
         if self._closed:
             raise UsageError(
                 "this communicator is closed", remedy="Make a new one with hetcomm.init().", rank=self.rank
             )
-        with self._parts.job.pump.lock:  # the progress thread may be about to find out why
+        with self.lock:  # the progress thread may be about to find out why
             self.settle()
             self.told = True
             raise self._unusable_error() from self.agreement.cause
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process is a forked child of the communicator's."""
+        return self.unusable and os.getpid() != self.owner
+
+    def check_owner(self) -> None:
+        """Refuse whatever a forked child does with its parent's communicator.
+
+        Raises:
+            UsageError: This is such a child.
+        """
+        if self.is_foreign:
+            raise UsageError(
+                f"this communicator is that of process {self.owner}, of which this process, {os.getpid()}, is a forked "
+                "child: it has no communicator",
+                remedy="Call hetcomm.init after the fork, in each process that is to be a rank; or start the child "
+                "with os.execv, subprocess or multiprocessing's 'spawn', and let its parent communicate.",
+                rank=self.rank,
+            )
+
+    def disown(self) -> None:
+        """This process is a forked child: refuse everything; locks may be held by threads that it does not have."""
+        self.unusable = self.ledger.is_slow = True
+        self.lock.open()
 
     def settle(self) -> None:
         """Raise what went wrong with a call on device arrays after it had returned, once.

@@ -29,9 +29,18 @@ from hetcomm.runtime.arguments import (
 )
 from hetcomm.runtime.buffers import memory
 from hetcomm.schedule.collective import CollectiveKind
-from hetcomm.types import Memory, ReduceOp
+from hetcomm.types import DataType, Memory, ReduceOp
 
-__all__ = ["all_gather_v", "all_to_all_v", "exchange_arrays", "gather_v", "reduce_scatter_v", "scatter_v", "splits"]
+__all__ = [
+    "ExchangeArrays",
+    "all_gather_v",
+    "all_to_all_v",
+    "exchange_arrays",
+    "gather_v",
+    "reduce_scatter_v",
+    "scatter_v",
+    "splits",
+]
 
 
 def all_gather_v(in_array: Any, out_array: Any, counts: Any, displs: Any, rank: int, nranks: int) -> Call:
@@ -99,39 +108,50 @@ def splits(in_counts: Any, out_counts: Any, rank: int, nranks: int) -> tuple[int
     )
 
 
-def all_to_all_v(
-    in_array: Any,
-    out_array: Any,
-    gathered: Sequence[Sequence[int]],
-    in_displs: Any,
-    out_displs: Any,
-    rank: int,
-    nranks: int,
-) -> Call:
+@dataclass(frozen=True, slots=True)
+class ExchangeArrays:
+    """The arrays of one rank's all_to_all_v, as far as it can check them before any other has told its counts.
+
+    Attributes:
+        source, target: Input and output; not both are None.
+        dtype: Theirs.
+        in_displs, out_displs: Where the blocks in them begin; None: one behind the other.
+    """
+
+    source: Memory | None
+    target: Memory | None
+    dtype: DataType
+    in_displs: tuple[int, ...] | None
+    out_displs: tuple[int, ...] | None
+
+
+def all_to_all_v(arrays: ExchangeArrays, gathered: Sequence[Sequence[int]], rank: int, nranks: int) -> Call:
     """The call of `Communicator.all_to_all_v`, which has no in-place form; `gathered` holds the `splits` of each rank.
 
     Raises:
         UsageError: With one text on every rank, if two ranks differ in what one has for the other.
     """
-    counts = _agreed(gathered, nranks)
-    src, dst, one, placed = exchange_arrays(in_array, out_array, gathered[rank], in_displs, out_displs, rank, nranks)
     collective = vector_collective(
-        CollectiveKind.ALL_TO_ALL, nranks, counts, one.dtype, rank=rank, in_displs=placed[0], out_displs=placed[1]
+        CollectiveKind.ALL_TO_ALL,
+        nranks,
+        _agreed(gathered, nranks),
+        arrays.dtype,
+        rank=rank,
+        in_displs=arrays.in_displs,
+        out_displs=arrays.out_displs,
     )
-    return Call(collective, src, dst)
+    return Call(collective, arrays.source, arrays.target)
 
 
 def exchange_arrays(
     in_array: Any, out_array: Any, said: Sequence[int], in_displs: Any, out_displs: Any, rank: int, nranks: int
-) -> tuple[Memory | None, Memory | None, Memory, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]:
-    """What this rank alone can check of an all_to_all_v, before any other has told its counts.
+) -> ExchangeArrays:
+    """What this rank alone can check of an all_to_all_v.
 
     Args:
-        in_array, out_array, in_displs, out_displs, rank, nranks: As for `all_to_all_v`.
+        in_array, out_array, in_displs, out_displs: As for `Communicator.all_to_all_v`.
         said: This rank's `splits`.
-
-    Returns:
-        The input, the output, one of them that is there, and the displacements of both.
+        rank, nranks: As everywhere here.
     """
     sent = _blocks(tuple(said[:nranks]), in_displs, "in_displs", rank, written=False)
     received = _blocks(tuple(said[nranks:]), out_displs, "out_displs", rank, written=True)
@@ -150,7 +170,7 @@ def exchange_arrays(
         refuse_overlap(src, dst, "since all_to_all_v has no in-place form", rank)
     one = src if src is not None else dst
     assert one is not None  # refused above
-    return src, dst, one, (sent.displs, received.displs)
+    return ExchangeArrays(src, dst, one.dtype, sent.displs, received.displs)
 
 
 def _gathering(

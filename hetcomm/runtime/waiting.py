@@ -18,7 +18,7 @@ from hetcomm._ext import ucp
 from hetcomm.devices.base import Event
 from hetcomm.transport.base import Transport
 
-__all__ = ["Mover", "Progress", "Pump", "process_pump", "wait"]
+__all__ = ["Mover", "Progress", "Pump", "process_pump", "start_anew", "wait"]
 
 _SPINS: Final = 2  # turns before the first look at the clock and the first yield: some microseconds
 _YIELDING: Final = 0.02  # seconds of yielding before the first sleep
@@ -70,6 +70,7 @@ class Pump:
 
     Attributes:
         active: What is in the background: communicators with such calls, and persistent calls on the fast path.
+        parting: What looks at communicators that are closed, but not yet on all ranks.
         lock: Held by whoever moves anything. A thread that waits puts it down while another one wants it.
         roused: What that thread waits for when there is nothing in the background.
         query: How it asks for events of the device (`Device.query`).
@@ -77,6 +78,7 @@ class Pump:
 
     def __init__(self, *transports: Transport) -> None:
         self.active: list[Mover] = []
+        self.parting: list[Callable[[], object]] = []
         self.lock = ucp.Gate()
         self._threads = 0
         self.roused = threading.Event()
@@ -133,6 +135,13 @@ class Pump:
         self._idle_turns += 1
         if self._idle_turns % _VENDOR_TURNS == 0:
             self.progress_vendors()
+            if self.parting and not self._advancing:
+                self._advancing = True
+                try:
+                    for look in tuple(self.parting):
+                        look()
+                finally:
+                    self._advancing = False
         return False
 
     def share(self, query: int) -> None:
@@ -178,12 +187,17 @@ class Pump:
             mover.progress_vendors()
 
 
-_PROCESS = Pump()
+_process = [Pump()]
 
 
 def process_pump() -> Pump:
     """What moves all that this process has in hetcomm."""
-    return _PROCESS
+    return _process[-1]
+
+
+def start_anew() -> None:
+    """This process is a forked child: what its parent has is not its own."""
+    _process[:] = [Pump()]
 
 
 def wait(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
-from hetcomm.errors import HetcommError, TransportError
+from hetcomm.errors import HetcommError, TransportError, VendorError
 from hetcomm.runtime.agreement import Agreement
 from hetcomm.runtime.bootstrap import JobGroup
 from hetcomm.runtime.control import Mailbox
@@ -15,13 +15,17 @@ from hetcomm.runtime.detect import exchange
 from hetcomm.runtime.executor import Executor
 from hetcomm.runtime.job import Job
 from hetcomm.runtime.plans import Plans
+from hetcomm.runtime.refusals import typed
 from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import on
+from hetcomm.transport.descriptors import make_room
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 
 __all__ = ["Parts", "wire"]
+
+_DESCRIPTORS = 24  # that a vendor's communicator may need, and one for each rank: 13 were seen, of oneCCL's first
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Parts:
             communicator.close()
         self.mailbox.close(1.0)
         self.executor.close()
-        if self.agreement.clean:  # no message of it is left anywhere
+        if self.agreement.closing.clean:  # no message of it is left anywhere
             self.job.contexts.give_back(self.context)
 
 
@@ -90,8 +94,8 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
     proposals = group.all_gather(job.contexts.proposal)
     try:
         context, serial = job.contexts.take(proposals)
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it
+        failure = typed(error, "making a communicator")
     exchange(group, b"", failure, "making a communicator")
     communicators: dict[CommId, VendorCommunicator] = {}
     members = topology.communicators_of(topology.cluster_of(group.rank))
@@ -102,9 +106,10 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
             if group.rank in ranks:
                 vendor = vendors[comm] = registry.usable_vendor(topology.cluster_of(group.rank).vendor)
                 if vendor.capabilities.collectives:  # else hetcomm writes its calls out as messages
+                    make_room(_DESCRIPTORS + len(ranks), "making a vendor's communicator")
                     communicators[comm] = vendor.create(group.subgroup(ranks))
-    except HetcommError as error:
-        failure = error
+    except Exception as error:  # noqa: BLE001
+        failure = typed(error, "opening the vendors' communicators", kind=VendorError)
     try:
         exchange(group, b"", failure, "opening the vendors' communicators")
     except HetcommError as error:

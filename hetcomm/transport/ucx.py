@@ -15,6 +15,7 @@ from hetcomm._ext import ucp
 from hetcomm.errors import CollectiveTimeoutError, TransportError, UsageError
 from hetcomm.transport.adoption import endpoint_of, handle_of, still_runs
 from hetcomm.transport.arena import share
+from hetcomm.transport.descriptors import make_room
 from hetcomm.transport.library import Library, load_library
 from hetcomm.types import Config, MemoryKind
 
@@ -26,6 +27,8 @@ _GREETING_TAG = 0xB << 44 | 1
 # Without the first two UCX sends through TCP between processes of one host, ten times slower, as soon as failures are
 # to be noticed. The third is how often UCX looks whether idle peers are alive; it waits 20 s unless told.
 _OPTIONS = {"POSIX_ERROR_HANDLING": "y", "SYSV_ERROR_HANDLING": "y", "KEEPALIVE_INTERVAL": "500ms"}
+
+_DESCRIPTORS = 48  # that a context and a worker may need: 17 were seen, and some for each network interface
 
 _RDMA = ("rc", "dc", "ud")
 _DIRECT = {
@@ -69,6 +72,7 @@ class UcxTransport(ucp.Worker):
                 remedy="Pass endpoints by rank, and the worker that they belong to.",
             )
         self._handles = {peer: endpoint_of(peer, each, handle) for peer, each in given.items()}
+        make_room(_DESCRIPTORS, "opening UCX")
         self.library = load_library(config)
         ucp.resolve(self.library.path)
         options = {name: value for name, value in _OPTIONS.items() if f"UCX_{name}" not in os.environ}

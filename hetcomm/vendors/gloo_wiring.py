@@ -169,7 +169,10 @@ def _devices(address: str | None) -> list[Any]:
 @lru_cache
 def _device(hostname: str = "", interface: str = "") -> Any:
     """A device, which is a thread that moves data; the communicators of a process share it."""
-    return load().distributed.ProcessGroupGloo.create_device(hostname=hostname, interface=interface)
+    device = load().distributed.ProcessGroupGloo.create_device(hostname=hostname, interface=interface)
+    # Destroying it waits for the end of its thread, which a forked child does not have.
+    os.register_at_fork(after_in_child=partial(ctypes.pythonapi.Py_IncRef, ctypes.py_object(device)))
+    return device
 
 
 @lru_cache

@@ -35,6 +35,7 @@ from hetcomm.vendors.base import (
 )
 from hetcomm.vendors.creation import apart
 from hetcomm.vendors.host import HostCommunicator
+from hetcomm.vendors.mpi_start import load
 
 __all__ = ["MpiVendor"]
 
@@ -109,6 +110,8 @@ class MpiVendor:
                 them, or where they are not in one world.
             CollectiveTimeoutError, PeerFailureError: Not all ranks come to make it.
         """
+        if group.nranks == 1:  # MPI is not needed, and need not be able to start: a child of a rank may be here
+            return HostCommunicator(self.name, self.capabilities, 0, 1, None)
         problem = b""
         world_rank = -1
         try:
@@ -262,14 +265,14 @@ def _load() -> Any:
         VendorError: It cannot be imported, or MPI is not initialised, or finalised.
     """
     try:
-        from mpi4py import MPI
+        mpi = load()
     except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: mpi4py finds no MPI library
         raise VendorError(f"mpi4py cannot be used: {error}", remedy=_INSTALL) from error
-    if MPI.Is_finalized():
+    if mpi.Is_finalized():
         raise VendorError("MPI has been finalised in this process", remedy="Start a new process.")
-    if not MPI.Is_initialized():
+    if not mpi.Is_initialized():
         raise VendorError("MPI is not initialised", remedy="Call MPI.Init() first, or leave mpi4py.rc.initialize set.")
-    return MPI
+    return mpi
 
 
 def _call(function: Callable[[], _T], what: str) -> _T:

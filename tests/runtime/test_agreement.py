@@ -265,12 +265,12 @@ def test_closing_waits_for_a_rank_that_is_still_busy(late: int) -> None:
         comm.barrier()
         agreement = comm._parts.agreement
         if comm.rank == late:
-            while len(waiting) < NRANKS - 1 or (comm.rank == 0 and len(agreement._closing) < NRANKS - 1):
+            while len(waiting) < NRANKS - 1 or (comm.rank == 0 and len(agreement.closing.frames) < NRANKS - 1):
                 comm._parts.job.transport.progress()
                 agreement.poll()
         else:
             waiting.add(comm.rank)
         comm.close()
-        return agreement._closed
+        return bool(agreement.closing.together)
 
     assert run_threads(TOPOLOGY, job, close=False) == [True] * NRANKS

@@ -338,7 +338,7 @@ def test_an_exception_in_a_group_starts_nothing_anywhere() -> None:
         return error
 
     for rank, error in enumerate(run_threads(TOPOLOGY, job)):
-        assert error is None if rank == 1 else "ended with ZeroDivisionError" in str(error)
+        assert error is None if rank == 1 else "its group raised ZeroDivisionError" in str(error)
 
 
 def test_messages_of_a_group_that_are_wrong_leave_it_usable() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hetcomm.errors import TopologyError, UsageError, VendorError
 from hetcomm.runtime import tags
 from hetcomm.runtime.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
 from hetcomm.runtime.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
-from hetcomm.runtime.job import settings
 from hetcomm.runtime.launcher import Launcher
+from hetcomm.runtime.settings import settings
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import Config
 
@@ -32,8 +34,42 @@ from .threads import Meeting, ThreadGroup
             {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "2", "PMI_SIZE": "6"},
             ("MPICH's mpiexec", 2, 6),
         ),
+        ({"MV2_COMM_WORLD_RANK": "1", "MV2_COMM_WORLD_SIZE": "2"}, ("MVAPICH's launcher", 1, 2)),
+        ({"PMIX_NAMESPACE": "prte-1", "PMIX_RANK": "1"}, ("a PMIx launcher", 1, 0)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, ("srun", 1, 2)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "4294967291"}, None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEPID": "4294967290"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}, ("torchrun", 1, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, None),
+        ({"RANK": "one", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1"}, None),
+        (
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "4",
+                "MASTER_ADDR": "host",
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+            },
+            ("Open MPI's mpirun", 1, 2),
+        ),
     ],
-    ids=["none", "openmpi", "hydra", "sbatch", "srun", "mpiexec inside slurm"],
+    ids=[
+        "none",
+        "openmpi",
+        "hydra",
+        "sbatch",
+        "srun",
+        "mpiexec inside slurm",
+        "mvapich",
+        "prun",
+        "srun that names its step",
+        "batch step",
+        "interactive step",
+        "torchrun",
+        "no torchrun",
+        "no number",
+        "torchrun's variables under mpirun",
+    ],
 )
 def test_launchers(environ: dict[str, str], expected: tuple[str, int, int] | None) -> None:
     found = Launcher.from_environ(environ)
@@ -43,10 +79,20 @@ def test_launchers(environ: dict[str, str], expected: tuple[str, int, int] | Non
 def test_bootstrap_alone() -> None:
     assert isinstance(bootstrap(Config(bootstrap="single")), SoloGroup)
     assert uses_mpi(Config(bootstrap="mpi"))
-    with pytest.raises(UsageError, match="HETCOMM_BOOTSTRAP='tcp'"):
-        bootstrap(Config(bootstrap="tcp"))
     group = SoloGroup()
     assert (group.all_gather(b"x"), group.broadcast(b"y"), group.subgroup([0])) == ([b"x"], b"y", group)
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_processes_of_torchrun_are_not_jobs_of_one_rank(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    assert isinstance(bootstrap(Config(bootstrap="single")), SoloGroup)
+    if size == "1":
+        assert isinstance(bootstrap(Config()), SoloGroup)
+        return
+    with pytest.raises(UsageError, match=r"torchrun started 2 processes.*mpirun -n.*HETCOMM_BOOTSTRAP=single"):
+        bootstrap(Config())
 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"a", b"", b"ccc"]])
@@ -55,10 +101,67 @@ def test_packing(parts: list[bytes]) -> None:
 
 
 def test_settings() -> None:
-    made = settings(Config(vendor="mpi", timeout=3), vendor="ucx", cluster=None, timeout=None)
-    assert (made.vendor, made.cluster, made.timeout) == ("ucx", None, 3)
-    with pytest.raises(UsageError, match="'timeout'"):
-        settings(None, None, None, -1)
+    made, failure = settings(Config(vendor="mpi", timeout=3), vendor="ucx", cluster=None, timeout=None)
+    assert (made.vendor, made.cluster, made.timeout, failure) == ("ucx", None, 3.0, None)
+    paths = Config(topology=Path("a.toml"), calibration=Path("b.json"), timeout=np.float64(2), inline_bytes=np.int64(7))  # type: ignore[arg-type]
+    made, failure = settings(paths, None, None, None)
+    assert failure is None
+    assert (made.topology, made.calibration, made.timeout, made.inline_bytes) == ("a.toml", "b.json", 2.0, 7)
+    assert (type(made.timeout), type(made.inline_bytes)) == (float, int)
+
+
+class Raising:
+    def __index__(self) -> int:
+        raise RecursionError("deep")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "text"),
+    [
+        ({"timeout": -1}, {}, "argument 'timeout' is -1"),
+        ({"timeout": "60"}, {}, "argument 'timeout' is '60'"),
+        ({"timeout": float("nan")}, {}, "argument 'timeout' is nan"),
+        ({"timeout": 10**400}, {}, "argument 'timeout' is of type int"),
+        ({"timeout": Raising()}, {}, "argument 'timeout'"),
+        ({"config": {"timeout": 3}}, {}, "argument 'config' is of type dict"),
+        ({"config": Config}, {}, "argument 'config' is of type type"),
+        ({"config": Config(timeout="3")}, {}, "Config.timeout is '3'"),  # type: ignore[arg-type]
+        ({"config": Config(inline_bytes=-1)}, {}, "Config.inline_bytes is -1"),
+        ({"config": Config(inline_bytes=1.5)}, {}, "'Config.inline_bytes' is 1.5"),  # type: ignore[arg-type]
+        ({"config": Config(inline_bytes=Raising())}, {}, "RecursionError: deep"),  # type: ignore[arg-type]
+        ({"config": Config(bootstrap="tcp")}, {}, "HETCOMM_BOOTSTRAP='tcp'"),
+        ({"config": Config(topology=3)}, {}, "topology is 3"),  # type: ignore[arg-type]
+        ({"vendor": 3}, {}, "vendor is 3"),
+        ({"cluster": Path("left")}, {}, "cluster is"),
+        ({}, {"HETCOMM_TIMEOUT": "abc"}, "HETCOMM_TIMEOUT='abc'"),
+        ({}, {"HETCOMM_TIMEOUT": "nan"}, "HETCOMM_TIMEOUT='nan'"),
+        ({}, {"HETCOMM_INLINE_BYTES": "-1"}, "HETCOMM_INLINE_BYTES='-1'"),
+        ({}, {"HETCOMM_INLINE_BYTES": "9" * 5000}, "HETCOMM_INLINE_BYTES"),
+        ({}, {"HETCOMM_BOOTSTRAP": "smoke"}, "HETCOMM_BOOTSTRAP='smoke'"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_enough_to_tell_the_others(
+    arguments: dict[str, object], environ: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HETCOMM_TIMEOUT", "HETCOMM_INLINE_BYTES", "HETCOMM_BOOTSTRAP"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    made, failure = settings(*(arguments.get(name) for name in ("config", "vendor", "cluster", "timeout")))
+    assert type(failure) is UsageError
+    assert text in str(failure)
+    assert made == Config()
+
+
+def test_what_can_be_used_of_bad_settings_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TIMEOUT": "12", "INLINE_BYTES": "x", "BOOTSTRAP": "single", "VENDOR": "mpi"}.items():
+        monkeypatch.setenv(f"HETCOMM_{name}", value)
+    assert settings(None, None, None, None)[0] == Config(timeout=12.0, bootstrap="single")
+    assert settings(None, None, None, 4)[0] == Config(timeout=4.0, bootstrap="single")
+    assert settings(None, None, None, -4)[0] == Config(timeout=12.0, bootstrap="single")
+    monkeypatch.setenv("HETCOMM_TIMEOUT", "0")
+    assert settings(None, None, None, None)[0] == Config(bootstrap="single")
+    assert settings(Config(timeout=7, vendor=3), None, None, None)[0] == Config(timeout=7)  # type: ignore[arg-type]
 
 
 def test_vendor_choice() -> None:
