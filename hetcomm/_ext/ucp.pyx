@@ -23,6 +23,7 @@ One thread at a time may use a worker. A second one gets a `TransportError` and 
 import os
 
 cimport cython
+cimport numpy
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
@@ -36,6 +37,8 @@ from hetcomm._ext.ucp_api cimport *
 from hetcomm._ext.ucp_wait cimport *
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
+
+numpy.import_array()
 
 __all__ = [
     "SHARED", "SHELF_NBYTES", "Express", "Ledger", "Peer", "Registration", "Request", "Standing", "Worker", "resolve",

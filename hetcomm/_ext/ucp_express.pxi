@@ -4,31 +4,9 @@
 # fails, or during which a rank says something, is handed over as it is to `hetcomm.runtime.engine`, which goes on with
 # it: everything that can go wrong is dealt with there.
 
-cdef extern from *:
-    """
-    typedef struct { /* the beginning of NumPy's PyArrayObject_fields, which is part of its ABI */
-        PyObject_HEAD
-        char *data;
-        int nd;
-        Py_ssize_t *dimensions;
-        Py_ssize_t *strides;
-        PyObject *base;
-        PyObject *descr;
-        int flags;
-    } hetcomm_array;
-    """
-    ctypedef struct ArrayFields "hetcomm_array":
-        char* data
-        int nd
-        Py_ssize_t* dimensions
-        PyObject* descr
-        int flags
-
 cdef enum:
     NOTHING = -1                 # in place of the number of an array
     NEITHER = -2
-    ARRAY_C_CONTIGUOUS = 0x0001  # NPY_ARRAY_C_CONTIGUOUS
-    ARRAY_WRITEABLE = 0x0400     # NPY_ARRAY_WRITEABLE
     HISTORY = 1024               # calls whose intents are remembered
     LESSONS = 256                # calls that are known: a power of two
     FEW_TURNS = 8                # of a wait in which the GIL is held, and in which nothing is yielded
@@ -224,18 +202,21 @@ cdef class Express:
 
     cdef inline bint _array(self, object array, char** address, Py_ssize_t* count, PyObject** dtype, Key* key) noexcept:
         """Where an array is and what it looks like; False if it is neither None nor a contiguous NumPy array."""
-        cdef ArrayFields* fields = <ArrayFields*><PyObject*>array
+        cdef numpy.ndarray known
         cdef int axis
         if array is None:
             return True
-        if type(array) is not self.array_type or not fields.flags & ARRAY_C_CONTIGUOUS:
+        if type(array) is not self.array_type:
+            return False
+        known = <numpy.ndarray>array
+        if not numpy.PyArray_IS_C_CONTIGUOUS(known):
             return False
         count[0] = 1
-        for axis in range(fields.nd):
-            count[0] *= fields.dimensions[axis]
-        address[0] = fields.data
-        dtype[0] = fields.descr
-        key.writeable |= fields.flags & ARRAY_WRITEABLE
+        for axis in range(numpy.PyArray_NDIM(known)):
+            count[0] *= numpy.PyArray_DIMS(known)[axis]
+        address[0] = <char*>numpy.PyArray_DATA(known)
+        dtype[0] = <PyObject*>numpy.PyArray_DESCR(known)
+        key.writeable |= numpy.PyArray_FLAGS(known) & numpy.NPY_ARRAY_WRITEABLE
         return True
 
     cdef inline Py_ssize_t _size(self, PyObject* dtype):
