@@ -12,12 +12,15 @@ cdef enum:
     PATIENCE = 200     # turns that one `Run.test(True)` takes before it comes back to Python
 
 cdef enum:
-    RUN_DONE, RUN_WAITS, RUN_FAILED
+    RUN_DONE, RUN_WAITS, RUN_FAILED, RUN_STALLS
 
 cdef enum:
     A_MESSAGE        # what is under way,
     AN_OFFER         # that of one's own: its answer,
     A_TRIFLE         # or what is sent and not waited for
+
+
+cdef double STALL_SECONDS = 0.01  # that messages wait for a place on the shelf
 
 
 cdef struct Op:
@@ -48,6 +51,12 @@ cdef struct Active:
     void* handle
     Offered* offered     # of an offer,
     Slot* slot           # and where on the shelf it is; NULL: it is not
+
+
+cdef struct Parts:
+    size_t done          # bytes of a message that have gone or come as parts of it
+    uint64_t number      # of the offer of the first
+    bint reduced         # as they came, where they lay
 
 
 @cython.final
@@ -94,12 +103,13 @@ cdef class Script:
         run.buffers[2] = scratch_address
         run.tag = tag
         run.left = self.nops
-        run.nready = run.nactive = 0
+        run.nready = run.nactive = run.nstalled = 0
         run.misfit = None
         run.failures = self.worker._engine.failures
         run.engine = self.worker._engine
         for peer in self.peers:
             (<Peer>peer).sent = True
+        memset(run.parts, 0, self.nops * sizeof(Parts))
         for index in range(self.nops):
             run.waits[index] = self.ops[index].waits
         for index in range(self.nops - 1, -1, -1):  # so that the first is started first
@@ -121,9 +131,13 @@ cdef class Run:
     cdef int left
     cdef int nready
     cdef int nactive
+    cdef int nstalled
+    cdef double stalled_until
     cdef unsigned int failures
     cdef int* waits
     cdef int* ready
+    cdef int* stalled    # sends that wait for room on the shelf
+    cdef Parts* parts    # of the message of each step
     cdef Active* active
     cdef Offered* offered  # one for each step; NULL before the first
     cdef object broken   # a request that failed, or an error
@@ -136,13 +150,18 @@ cdef class Run:
         self.script = script
         self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
         self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.stalled = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.parts = <Parts*>malloc((script.nops + 1) * sizeof(Parts))
         self.active = <Active*>malloc((2 * script.nops + 1) * sizeof(Active))
-        if self.waits == NULL or self.ready == NULL or self.active == NULL:
+        if (self.waits == NULL or self.ready == NULL or self.stalled == NULL or self.parts == NULL
+                or self.active == NULL):
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.waits)
         free(self.ready)
+        free(self.stalled)
+        free(self.parts)
         free(self.active)
         free(self.offered)
 
@@ -174,13 +193,14 @@ cdef class Run:
 
     def under_way(self):
         """The steps whose messages are under way."""
-        return [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
+        steps = [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
+        return steps + [self.stalled[index] for index in range(self.nstalled)]
 
     def detach(self):
         """The messages under way, as requests; it is over."""
         cdef int index
         requests = [self._request(&self.active[index]) for index in range(self.nactive)]
-        self.nactive = self.nready = 0
+        self.nactive = self.nready = self.nstalled = 0
         return requests
 
     cdef Request _request(self, Active* active):
@@ -191,6 +211,7 @@ cdef class Run:
         if active.what == A_MESSAGE:
             request = worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
             request.address = self._place(op.buffer, op.offset)
+            request.taken, request.number = self.parts[active.op].done, self.parts[active.op].number
             return request
         if active.slot != NULL:
             active.slot.handle, active.slot.held = NULL, False
@@ -252,6 +273,10 @@ cdef class Run:
     cdef int _advance(self) noexcept nogil:
         """Start all that is ready and collect all that has completed, until neither is left."""
         cdef int index, state
+        if self.nstalled:
+            state = self._resume()
+            if state != RUN_WAITS:
+                return state
         while True:
             while self.nready:
                 self.nready -= 1
@@ -295,9 +320,13 @@ cdef class Run:
         if active.what == AN_OFFER and active.offered.answer == TAKEN:
             state = RUN_WAITS
             self.script.links[op.peer].has_seen = True
-            self._complete(active.op)
+            if self.parts[active.op].done < op.nbytes:
+                state = self._shelve(active.op)
+            else:
+                self._complete(active.op)
         elif active.what == AN_OFFER:
             self.script.links[op.peer].sees = False
+            self.parts[active.op].done = 0
             state = self._post(active.op, FOLLOWS | active.offered.offer.number)
         elif op.kind == DO_RECV:
             state = self._arrived(active.op, info.length)
@@ -307,49 +336,62 @@ cdef class Run:
         return RUN_FAILED if state == RUN_FAILED else RUN_DONE
 
     cdef int _arrived(self, int index, size_t length) noexcept nogil:
-        """A message has come, or an offer in its place."""
+        """A message has come, or what is left of one, or an offer in its place."""
         cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef void* dst = self._place(op.buffer, op.offset)
-        cdef bint is_taken = False
+        cdef char* dst = self._place(op.buffer, op.offset + parts.done)
+        cdef size_t rest = op.nbytes - parts.done
         cdef Offer offer
         cdef const char* src
-        if length == op.nbytes:
-            self._complete(index)
-            return RUN_WAITS
+        if length == rest:
+            if parts.reduced:
+                self._reduce(op, dst, parts.done, rest)
+            return self._received(index)
         if not is_offer(dst, length):
-            return self._wrong_length(index, length)
+            return self._wrong_length(index, parts.done + length)
         offer = (<Offer*>dst)[0]
-        src = see(&self.engine.views, &offer) if offer.nbytes == op.nbytes else NULL
+        if offer.rest != rest or offer.nbytes > rest:
+            if link.failed == UCS_OK:
+                answer(link.ep, &offer, &TAKEN)
+            return self._wrong_length(index, parts.done + offer.rest)
+        if parts.done == 0:
+            parts.number = offer.number
+            parts.reduced = False
+        src = see(&self.engine.views, &offer)
         if src != NULL:
-            is_taken = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message
-            if is_taken:
-                self._reduce(op, src)
+            if parts.done == 0:
+                parts.reduced = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message
+            if parts.reduced:
+                self._reduce(op, src, parts.done, offer.nbytes)
             else:
-                copy_over(<char*>dst, src, op.nbytes)
+                copy_over(dst, src, offer.nbytes)
+            parts.done += offer.nbytes
         if link.failed == UCS_OK:
-            answer(link.ep, &offer, &DECLINED if src == NULL and offer.nbytes == op.nbytes else &TAKEN)
-        if offer.nbytes != op.nbytes:
-            return self._wrong_length(index, offer.nbytes)
-        if src == NULL:
-            return self._post(index, FOLLOWS | offer.number)
-        if is_taken:
-            self.waits[op.taken_by] += 1  # nobody starts it: it is done
+            answer(link.ep, &offer, &DECLINED if src == NULL else &TAKEN)
+        return self._post(index, FOLLOWS | parts.number) if parts.done < op.nbytes else self._received(index)
+
+    cdef int _received(self, int index) noexcept nogil:
+        """All of a message is there, or has been reduced as it came."""
+        cdef int reduction = self.script.ops[index].taken_by
+        if self.parts[index].reduced:
+            self.waits[reduction] += 1  # nobody starts it: it is done
         self._complete(index)
-        if is_taken:
-            self._started(op.taken_by)
-            self._complete(op.taken_by)
+        if self.parts[index].reduced:
+            self._started(reduction)
+            self._complete(reduction)
         return RUN_WAITS
 
-    cdef void _reduce(self, Op* recv, const void* message) noexcept nogil:
-        """Do the reduction that takes a message, from where the message lies."""
+    cdef void _reduce(self, Op* recv, const void* message, size_t offset, size_t nbytes) noexcept nogil:
+        """Do the reduction that takes a message, from where a part of the message lies."""
         cdef Op* op = &self.script.ops[recv.taken_by]
-        cdef void* dst = self._place(op.buffer, op.offset)
-        cdef const void* src = self._place(op.other, op.other_offset)
-        if self._place(recv.buffer, recv.offset) == dst:
-            op.loop(dst, message, src, op.count, NULL)
+        cdef void* dst = self._place(op.buffer, op.offset + offset)
+        cdef const void* src = self._place(op.other, op.other_offset + offset)
+        cdef size_t count = nbytes // (recv.nbytes // op.count)
+        if self._place(recv.buffer, recv.offset + offset) == dst:
+            op.loop(dst, message, src, count, NULL)
         else:
-            op.loop(dst, dst, message, op.count, NULL)
+            op.loop(dst, dst, message, count, NULL)
 
     cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
         with gil:
@@ -372,6 +414,10 @@ cdef class Run:
         elif op.nbytes:
             if op.kind == DO_SEND and op.nbytes >= LEAST_OFFERED and self.script.links[op.peer].sees:
                 state = self._offer(index)
+                if state == RUN_STALLS:
+                    state = RUN_WAITS
+                    if self.parts[index].done == 0:
+                        return state  # no message may overtake it
             else:
                 state = self._post(index, op.tag | self.tag)
             self._started(index)
@@ -381,9 +427,10 @@ cdef class Run:
         return RUN_WAITS
 
     cdef int _post(self, int index, ucp_tag_t tag) noexcept nogil:
-        """Send or receive the message of a step."""
+        """Send or receive the message of a step, or what is left of it."""
         cdef Op* op = &self.script.ops[index]
-        cdef void* address = self._place(op.buffer, op.offset)
+        cdef size_t done = self.parts[index].done
+        cdef void* address = self._place(op.buffer, op.offset + done)
         cdef Link* link = self.script.links[op.peer]
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
@@ -393,11 +440,11 @@ cdef class Run:
         if op.kind == DO_RECV:
             param.op_attr_mask |= UCP_OP_ATTR_FIELD_RECV_INFO
             param.tag_info = &info
-            handle = ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes, tag, <ucp_tag_t>-1, &param)
+            handle = ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes - done, tag, <ucp_tag_t>-1, &param)
         elif link.failed != UCS_OK:  # what goes to a dead process on this machine would wait forever
             handle = <void*><ssize_t>link.failed
         else:
-            handle = ucp_tag_send_nbx(link.ep, address, op.nbytes, tag, &param)
+            handle = ucp_tag_send_nbx(link.ep, address, op.nbytes - done, tag, &param)
         if handle != NULL:
             return self._under_way(index, A_MESSAGE, handle, NULL, NULL)
         if op.kind == DO_RECV:
@@ -406,15 +453,11 @@ cdef class Run:
         return RUN_WAITS
 
     cdef int _offer(self, int index) noexcept nogil:
-        """The same for a message to a process on this machine that is worth an offer, if one can be made."""
+        """The same for a message to a process on this machine that is worth an offer."""
         cdef Op* op = &self.script.ops[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef const char* address = self._place(op.buffer, op.offset)
         cdef Offer offer
-        cdef Slot* slot = NULL
-        if link.failed != UCS_OK:
-            return self._post(index, op.tag | self.tag)
-        if offers(address, op.nbytes, &offer) and not (
+        if link.failed == UCS_OK and offers(self._place(op.buffer, op.offset), op.nbytes, &offer) and not (
             op.is_fresh and op.nbytes <= MOST_SHELVED and is_far(&link.distance)
         ):
             if self.offered == NULL:
@@ -423,33 +466,85 @@ cdef class Run:
                 return self._post(index, op.tag | self.tag)
             self.offered[index].offer = offer
             return self._make_offer(index, &self.offered[index], NULL)
-        if op.nbytes <= MOST_SHELVED:
-            slot = self.engine.shelf.free(self.engine.worker)
-        if slot == NULL:
-            return self._post(index, op.tag | self.tag)
-        put_over(slot.memory, address, op.nbytes, &link.distance)
-        if not offers(slot.memory, op.nbytes, &slot.offered.offer):
-            return self._post(index, op.tag | self.tag)
-        slot.link = link
-        return self._make_offer(index, &slot.offered, slot)
+        return self._shelve(index)
+
+    cdef int _shelve(self, int index) noexcept nogil:
+        """Copy a message to the shelf and offer it from there, a part at a time; RUN_STALLS if there is no room."""
+        cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
+        cdef Link* link = self.script.links[op.peer]
+        cdef Slot* slot
+        cdef size_t rest
+        cdef int state = RUN_WAITS
+        while parts.done < op.nbytes and state == RUN_WAITS:
+            slot = self.engine.shelf.free(self.engine.worker) if link.failed == UCS_OK else NULL
+            if slot == NULL and link.failed == UCS_OK and self.engine.shelf.is_full():
+                if self.nstalled == 0:
+                    self.stalled_until = now() + STALL_SECONDS
+                self.stalled[self.nstalled] = index
+                self.nstalled += 1
+                return RUN_STALLS
+            rest = op.nbytes - parts.done
+            if slot == NULL or not offers(slot.memory, part_of(rest), &slot.offered.offer):
+                return self._post(index, self._next_tag(index))
+            put_over(slot.memory, self._place(op.buffer, op.offset + parts.done), part_of(rest), &link.distance)
+            slot.offered.offer.rest = rest
+            slot.link = link
+            state = self._make_offer(index, &slot.offered, slot)
+            if slot.held:  # it is not known yet whether the receiver sees it
+                break
+        return state
+
+    cdef int _resume(self) noexcept nogil:
+        """Go on with what has waited for room on the shelf; without it, if it has waited for long."""
+        cdef bint is_late = now() > self.stalled_until
+        cdef int place, index, state, count = self.nstalled
+        cdef bint is_first
+        if not is_late and self.engine.shelf.is_full():
+            return RUN_WAITS
+        self.nstalled = 0
+        for place in range(count):
+            index = self.stalled[place]
+            is_first = self.parts[index].done == 0
+            state = self._post(index, self._next_tag(index)) if is_late else self._shelve(index)
+            if state == RUN_FAILED:
+                return state
+            if is_first and (state != RUN_STALLS or self.parts[index].done):
+                self._started(index)
+        return RUN_WAITS
+
+    cdef ucp_tag_t _next_tag(self, int index) noexcept nogil:
+        """That of a message, or of what is left of it."""
+        return FOLLOWS | self.parts[index].number if self.parts[index].done else self.script.ops[index].tag | self.tag
 
     cdef int _make_offer(self, int index, Offered* offered, Slot* slot) noexcept nogil:
         """Send an offer and wait for its answer; not if it is of a copy, and the receiver is known to take them."""
         cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
         cdef Link* link = self.script.links[op.peer]
+        cdef ucp_tag_t tag = self._next_tag(index)
         cdef ucp_request_param_t param
         cdef void* handle
         param.op_attr_mask = 0
         handle = ucp_tag_recv_nbx(
             self.engine.worker, &offered.answer, 1, ANSWERS | offered.offer.number, <ucp_tag_t>-1, &param)
+        if parts.done == 0:
+            parts.number = offered.offer.number
+        parts.done += offered.offer.nbytes
         if slot != NULL and not UCS_PTR_IS_ERR(handle):
             slot.handle, slot.held = handle, not link.has_seen
-        if slot != NULL and link.has_seen and not UCS_PTR_IS_ERR(handle):
+        if slot == NULL or not link.has_seen or UCS_PTR_IS_ERR(handle):
+            if self._under_way(index, AN_OFFER, handle, offered, slot) == RUN_FAILED:
+                return RUN_FAILED
+        elif parts.done == op.nbytes:
             self._complete(index)
-        elif self._under_way(index, AN_OFFER, handle, offered, slot) == RUN_FAILED:
-            return RUN_FAILED
-        handle = ucp_tag_send_nbx(link.ep, &offered.offer, sizeof(Offer), op.tag | self.tag, &param)
-        return RUN_WAITS if handle == NULL else self._under_way(index, A_TRIFLE, handle, NULL, NULL)
+        handle = ucp_tag_send_nbx(link.ep, &offered.offer, sizeof(Offer), tag, &param)
+        if handle == NULL:
+            return RUN_WAITS
+        if slot != NULL and not UCS_PTR_IS_ERR(handle):
+            ucp_request_free(handle)  # the slot outlives it
+            return RUN_WAITS
+        return self._under_way(index, A_TRIFLE, handle, NULL, NULL)
 
     cdef int _under_way(self, int index, int what, void* handle, Offered* offered, Slot* slot) noexcept nogil:
         cdef Active* active = &self.active[self.nactive]

@@ -24,7 +24,8 @@
 typedef struct {
     uint64_t mark[2];
     uint64_t device, inode;  /* of the file */
-    uint64_t offset, nbytes; /* of the message in it */
+    uint64_t offset, nbytes; /* of the message, or of a part of it, in the file */
+    uint64_t rest;           /* of the message from there on: as much, if no other part follows */
     uint64_t number;         /* of the offer, in 44 bits: no other on this machine has it */
     int32_t pid, fd;         /* where the file is open */
 } hetcomm_offer;
@@ -72,7 +73,7 @@ static inline int hetcomm_offers(const char *start, size_t nbytes, hetcomm_offer
     }
     *offer = (hetcomm_offer){
         {hetcomm_offer_mark[0], hetcomm_offer_mark[1]},
-        own->device, own->inode, (uint64_t)(start - own->start), nbytes,
+        own->device, own->inode, (uint64_t)(start - own->start), nbytes, nbytes,
         (uint64_t)own->pid << 22 | (__atomic_fetch_add(&made, 1, __ATOMIC_RELAXED) & 0x3fffff), own->pid, own->fd,
     };
     return 1;

@@ -3,10 +3,15 @@
 # In their place an offer is sent, which says where the message lies. The receiver copies it from there, or reduces it
 # with what it has, and answers. If it cannot see that memory it answers that, and the message itself follows. Whoever
 # receives a message of a collective must expect an offer, which is told from a message of the wrong length by its mark.
+#
+# What does not lie in shared memory is copied to the shelf first, long messages in parts: the offer of each, or the
+# rest of the message itself, follows under the number of the first. A sender that finds the shelf full waits for a
+# place, but not for ever: what lies there may be for calls that the receiver comes to only after this message.
 
 cdef extern from "ucp_shared.h" nogil:
     ctypedef struct Offer "hetcomm_offer":
         uint64_t nbytes
+        uint64_t rest
         uint64_t number
     ctypedef struct Views "hetcomm_views":
         pass
@@ -22,13 +27,13 @@ cdef extern from "ucp_shared.h" nogil:
 
 cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
-    MOST_SHELVED = 1 << 18    # bytes of one that is first copied to where it can be seen
+    MOST_SHELVED = 1 << 18    # bytes of one, or of a part of one, that is first copied to where it can be seen
     SLOTS = 32                # for so many of them
 
 cdef ucp_tag_t CLASS = <ucp_tag_t>0xF << 44                # of a tag, as `hetcomm.runtime.tags` divides it,
 cdef ucp_tag_t COLLECTIVE = <ucp_tag_t>8 << 44             # and that of the messages of programs
 cdef ucp_tag_t ANSWERS = <ucp_tag_t>1 << 48 | CLASS        # to offers, with their numbers
-cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # the message, because the offer was of no use
+cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # parts after the first, or the rest, with its number
 cdef char TAKEN = 1
 cdef char DECLINED = 2
 
@@ -98,6 +103,17 @@ cdef class Shelf:
             return slot if slot.memory != NULL else NULL
         return NULL
 
+    cdef bint is_full(self) noexcept nogil:
+        """Whether there is a shelf, but no slot that `free` would give."""
+        cdef Slot* slot
+        cdef int number
+        for number in range(SLOTS):
+            slot = &self.slots[number]
+            if not slot.held and (slot.handle == NULL or slot.link.failed != UCS_OK
+                                  or ucp_request_check_status(slot.handle) != UCS_INPROGRESS):
+                return False
+        return self.slots[0].memory != NULL
+
     cdef bint is_idle(self) noexcept nogil:
         """Whether all that lies there has been taken by those who live."""
         cdef int number
@@ -119,3 +135,9 @@ cdef class Shelf:
             slot.memory = NULL
         self.keep = None
         return 0
+
+
+cdef size_t part_of(size_t nbytes) noexcept nogil:
+    """Bytes of the first of the equal parts of so many; all parts begin on a cache line."""
+    cdef size_t count = (nbytes + MOST_SHELVED - 1) // MOST_SHELVED
+    return nbytes if count == 1 else (nbytes // count + 63) // 64 * 64

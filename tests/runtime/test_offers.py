@@ -137,7 +137,7 @@ def test_an_offer_of_another_length_is_an_error(counts: tuple[int, int], make: M
 
 
 def test_the_shelf_is_full_for_a_while() -> None:
-    """A rank runs far ahead of another: what finds no place is sent, and all of it arrives in order."""
+    """A rank runs far ahead of another: what finds no place waits for one, and all of it arrives in order."""
     with connected(2) as executors:
         finish(executors, one_message(executors, 3000, 3000))  # so that offers need no answer any more
         total = Collective(CollectiveKind.ALL_REDUCE, 2, 3000, DataType.FLOAT64, ReduceKind.SUM)
@@ -153,9 +153,13 @@ def test_the_shelf_is_full_for_a_while() -> None:
         for number in range(60):
             steps = (Recv(Slice(Buffer.OUT, 0, 3000), 0),)
             into = memory(target, argument="o", rank=1, writable=True)
-            finish(executors, [executors[1].start(Program(1, total, steps), None, into)])
+            receive = executors[1].start(Program(1, total, steps), None, into)
+            while not all([send.test() for send in sends[: number + 1]]):
+                executors[1].transport.progress()
+                receive.test()
+            finish(executors, [receive])
             assert np.all(target == number)
-        finish(executors, list(sends))
+        assert all(send.test() for send in sends)
 
 
 def test_what_lies_on_the_shelf_is_waited_for_at_the_end() -> None:
