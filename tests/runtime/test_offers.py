@@ -162,6 +162,32 @@ def test_the_shelf_is_full_for_a_while() -> None:
         assert all(send.test() for send in sends)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("count", [3000, 70_001, 140_000])
+def test_a_full_shelf_keeps_nobody_from_what_is_needed_first(count: int, recorded: bool) -> None:
+    """All places are taken by messages that the receiver comes to only after another one, which finds none."""
+
+    def start(rank: int, number: int, array: Any) -> Execution:
+        total = Collective(CollectiveKind.ALL_REDUCE, 2, len(array), DataType.FLOAT64, ReduceKind.SUM)
+        step = Recv(Slice(Buffer.OUT, 0, len(array)), 0) if rank else Send(Slice(Buffer.IN, 0, len(array)), 1)
+        whole = memory(array, argument="i", rank=rank, writable=bool(rank))
+        bound = executors[rank].bind(Program(rank, total, (step,)))
+        return executors[rank].run(bound, number, None if rank else whole, whole if rank else None)
+
+    with connected(2) as executors:
+        executors[1].spans = [] if recorded else None
+        finish(executors, one_message(executors, 3000, 3000))  # so that offers need no answer any more
+        later = [start(0, 100 + number, np.full(3000, float(number))) for number in range(40)]
+        assert sum(send.test() for send in later) == 32
+        target = np.zeros(count)
+        finish(executors, [start(0, 99, np.arange(float(count))), start(1, 99, target)])
+        assert np.array_equal(target, np.arange(count))
+        for number in range(40):
+            target = np.zeros(3000)
+            finish(executors, [start(1, 100 + number, target), *later[: number + 1]])
+            assert np.all(target == number)
+
+
 def test_what_lies_on_the_shelf_is_waited_for_at_the_end() -> None:
     with connected(2) as executors:
         finish(executors, one_message(executors, 3000, 3000))
