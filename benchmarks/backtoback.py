@@ -24,6 +24,7 @@ from statistics import geometric_mean, median, quantiles
 from typing import Any
 
 import onehost
+
 from hetcomm._cli import baselines
 from hetcomm._cli.bench import parse_size
 from hetcomm._cli.cases import sizes
@@ -99,12 +100,12 @@ def verdicts(found: Sequence[onehost.Job]) -> list[dict[str, Any]]:
 
 def lines(job: onehost.Job) -> Iterator[str]:
     """What a job found, as text."""
-    for line in onehost.lines(job):
-        yield line
+    yield from onehost.lines(job)
     for baseline in ("gloo", "mpi"):
         for nbytes, (low, middle, high) in ratios(job, baseline).items():
             name = f"{job['part']}, {job['collective']}"
-            yield f"{name:40} {format_nbytes(nbytes):>9}  {middle:.2f} ({low:.2f} to {high:.2f}) times as fast as {baseline}"
+            factor = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            yield f"{name:40} {format_nbytes(nbytes):>9}  {factor} times as fast as {baseline}"
 
 
 def draw(found: Sequence[onehost.Job], path: Path) -> None:

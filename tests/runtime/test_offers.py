@@ -154,7 +154,7 @@ def test_the_shelf_is_full_for_a_while() -> None:
             steps = (Recv(Slice(Buffer.OUT, 0, 3000), 0),)
             into = memory(target, argument="o", rank=1, writable=True)
             receive = executors[1].start(Program(1, total, steps), None, into)
-            while not all([send.test() for send in sends[: number + 1]]):
+            while not all(send.test() for send in sends[: number + 1]):
                 executors[1].transport.progress()
                 receive.test()
             finish(executors, [receive])
