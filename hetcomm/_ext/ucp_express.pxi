@@ -269,8 +269,6 @@ cdef class Express:
             return False
         if lesson.script is None:
             return self._call_vendor(lesson, &pair, a, b)
-        if lesson.script.worker._registry.held:
-            return False
         run = self._begin(lesson, &pair)
         state = self._wait(run)
         run.script.worker._busy = False
@@ -463,8 +461,6 @@ cdef class Standing:
         cdef Run run
         cdef int state
         if self.run is not None or self.finished or self.work is not None or not express._may():
-            return False
-        if self.lesson.script.worker._registry.held:
             return False
         run = express._begin(self.lesson, &self.pair)
         state = run._advance()

@@ -8,7 +8,6 @@ cdef class Request:
 
     cdef Worker worker
     cdef Peer peer
-    cdef Registration memory
     cdef object keep
     cdef void* address
     cdef void* handle          # NULL once UCX is done with it
@@ -80,7 +79,8 @@ cdef class Request:
         cdef void* handle
         while True:
             place, room = <char*>self.address + self.taken, self.posted - self.taken
-            if self.moved == room or self.tag & CLASS != COLLECTIVE or not is_offer(place, self.moved):
+            if (self.moved == room or self.tag & CLASS != COLLECTIVE or not engine.takes_offers
+                    or not is_offer(place, self.moved)):
                 self.moved += self.taken
                 return 0
             offer = (<Offer*>place)[0]
@@ -94,6 +94,7 @@ cdef class Request:
                 self.number = offer.number
             if src != NULL:
                 copy_over(place, src, offer.nbytes)
+                engine.taken += 1
                 self.taken += offer.nbytes
             if self.peer.link.failed == UCS_OK:
                 answer(self.peer.link.ep, &offer, &TAKEN if src != NULL else &DECLINED)
@@ -122,10 +123,6 @@ cdef class Request:
             self.status = status
         self.worker._inflight.discard(self)
         self.keep = None
-        if self.memory is not None:
-            self.memory.uses -= 1
-            self.worker._registry.release(self.memory)
-            self.memory = None
         return 0
 
     cdef int _raise(self) except -1:

@@ -94,6 +94,9 @@ cdef class Script:
     cdef Run _start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag):
         cdef Run run
         cdef int index
+        if not (may_touch(<void*>in_address, 1) and may_touch(<void*>out_address, 1)
+                and may_touch(<void*>scratch_address, 1)):
+            raise TransportError("a script was given memory that is not the host's")
         if self.spare:
             run = <Run>self.spare.pop()
         else:
@@ -348,7 +351,7 @@ cdef class Run:
             if parts.reduced:
                 self._reduce(op, dst, parts.done, rest)
             return self._received(index)
-        if not is_offer(dst, length):
+        if not self.engine.takes_offers or not is_offer(dst, length):
             return self._wrong_length(index, parts.done + length)
         offer = (<Offer*>dst)[0]
         if offer.rest != rest or offer.nbytes > rest:
@@ -367,6 +370,7 @@ cdef class Run:
             else:
                 copy_over(dst, src, offer.nbytes)
             parts.done += offer.nbytes
+            self.engine.taken += 1
         if link.failed == UCS_OK:
             answer(link.ep, &offer, &DECLINED if src == NULL else &TAKEN)
         return self._post(index, FOLLOWS | parts.number) if parts.done < op.nbytes else self._received(index)

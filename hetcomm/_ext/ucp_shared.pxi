@@ -15,6 +15,10 @@ cdef extern from "ucp_shared.h" nogil:
         uint64_t number
     ctypedef struct Views "hetcomm_views":
         pass
+    int guard_memory "hetcomm_guard" (const char* start, size_t nbytes)
+    void unguard_memory "hetcomm_unguard" (const char* start, size_t nbytes)
+    bint may_touch "hetcomm_may_touch" (const void* start, size_t nbytes)
+    size_t times_refused "hetcomm_guarded.refused"
     int share_memory "hetcomm_share" (char* start, size_t nbytes, int fd)
     bint offers "hetcomm_offers" (const char* start, size_t nbytes, Offer* offer)
     bint is_offer "hetcomm_is_offer" (const void* content, size_t length)
@@ -46,6 +50,22 @@ def share(size_t address, size_t nbytes, int fd):
     """
     if share_memory(<char*>address, nbytes, fd) != 0:
         raise OSError(f"the file of the memory at {address:#x} cannot be examined")
+
+
+def guard(size_t address, size_t nbytes):
+    """Let nobody but UCX touch memory in messages of programs, as if a processor could not, until `unguard`."""
+    if guard_memory(<const char*>address, nbytes) != 0:
+        raise MemoryError("too many ranges of memory are guarded")
+
+
+def unguard(size_t address, size_t nbytes):
+    """Undo one `guard` of that range."""
+    unguard_memory(<const char*>address, nbytes)
+
+
+def refused():
+    """How often the binding has refused to touch guarded memory."""
+    return times_refused
 
 
 cdef int answer(ucp_ep_h ep, const Offer* offer, const char* what) noexcept nogil:

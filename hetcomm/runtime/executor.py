@@ -157,8 +157,6 @@ class Executor:
         if not bound.tried:
             bound.tried = True
             bound.script = script_of(bound, self.transport, self.peers)
-        if bound.script is not None and getattr(self.transport, "has_registrations", False):
-            return None
         return bound.script
 
     @property

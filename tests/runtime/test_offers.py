@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ Make = Callable[[int, Any], Any]
 
 
 @contextmanager
-def connected(nranks: int = NRANKS) -> Iterator[list[Executor]]:
-    """Ranks in this process that know nothing of each other yet."""
+def connected(nranks: int = NRANKS, declining: Sequence[int] = ()) -> Iterator[list[Executor]]:
+    """Ranks in this process that know nothing of each other yet; some take no offers."""
     transports = [UcxTransport() for _ in range(nranks)]
+    for rank in declining:
+        transports[rank].decline_offers()
     for transport in transports:
         for peer, other in enumerate(transports):
             transport.connect(peer, other.address)
@@ -136,6 +138,41 @@ def test_an_offer_of_another_length_is_an_error(counts: tuple[int, int], make: M
         finish(executors, [sender])  # it is told too, and does not wait
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+def test_who_declines_offers_is_made_none(make: Make, recorded: bool) -> None:
+    with connected(declining=[1]) as executors:
+        executors[1].spans = [] if recorded else None
+        for turn, count in enumerate(COUNTS):
+            call(executors, CollectiveKind.ALL_REDUCE, count, [make] * NRANKS, turn)
+        taken = [executor.transport.statistics()["taken"] for executor in executors]
+        assert taken[1] == 0
+        assert taken[0] > 0
+        with pytest.raises(UsageError, match="before peers are connected"):
+            executors[0].transport.decline_offers()
+
+
+def test_memory_that_is_not_the_hosts_is_not_touched() -> None:
+    """As on a device: neither by the binding's loops nor by the look for an offer."""
+    with connected(2) as executors:
+        executors[1].spans = []
+        sender, receiver = one_message(executors, 3000, 3000)
+        before, where = ucp.refused(), receiver._memories[Buffer.OUT]
+        assert where is not None
+        ucp.guard(where.address, where.nbytes)
+        try:
+            with pytest.raises(TransportError, match="received"):
+                finish(executors, [receiver])
+            assert ucp.refused() > before
+            executors[1].spans = None
+            bound = executors[1].bind(receiver.bound.program)
+            with pytest.raises(TransportError, match="not the host's"):
+                executors[1].run(bound, 7, None, where)
+        finally:
+            ucp.unguard(where.address, where.nbytes)
+        sender.abort()
+
+
 def test_the_shelf_is_full_for_a_while() -> None:
     """A rank runs far ahead of another: what finds no place waits for one, and all of it arrives in order."""
     with connected(2) as executors:
@@ -155,7 +192,8 @@ def test_the_shelf_is_full_for_a_while() -> None:
             into = memory(target, argument="o", rank=1, writable=True)
             receive = executors[1].start(Program(1, total, steps), None, into)
             while not all(send.test() for send in sends[: number + 1]):
-                executors[1].transport.progress()
+                for executor in executors:
+                    executor.transport.progress()
                 receive.test()
             finish(executors, [receive])
             assert np.all(target == number)
