@@ -543,12 +543,14 @@ cdef class Worker:
         """Move messages along without waiting; whether anything happened."""
         cdef unsigned int moved
         self._enter()
-        with nogil:
-            moved = ucp_worker_progress(self._engine.worker)
-        self._calls += 1
-        if not moved and self._calls & 255 == 0:
-            self._engine.patrol()
-        self._busy = False
+        try:
+            with nogil:
+                moved = ucp_worker_progress(self._engine.worker)
+            self._calls += 1
+            if not moved and self._calls & 255 == 0:
+                self._engine.patrol()
+        finally:
+            self._busy = False
         return moved != 0
 
     def watch(self, double seconds, size_t query=0, object events=()):
@@ -625,18 +627,20 @@ cdef class Worker:
             except CollectiveTimeoutError:
                 pass  # closing must end; the peer learns of it as a failure
         self._enter()
-        for item in list(self._inflight):
-            ucp_request_cancel(self._engine.worker, (<Request>item).handle)
-        self._engine.disconnect(0.2)
-        for item in list(self._inflight):
-            request = <Request>item
-            request._look()
-            if request.handle != NULL:
-                if not self._engine.owned:
-                    _outlived.append(request.keep)
-                request._settle(UCS_ERR_CANCELED)
-        self._engine.close()
-        self._busy = False
+        try:
+            for item in list(self._inflight):
+                ucp_request_cancel(self._engine.worker, (<Request>item).handle)
+            self._engine.disconnect(0.2)
+            for item in list(self._inflight):
+                request = <Request>item
+                request._look()
+                if request.handle != NULL:
+                    if not self._engine.owned:
+                        _outlived.append(request.keep)
+                    request._settle(UCS_ERR_CANCELED)
+            self._engine.close()
+        finally:
+            self._busy = False
 
     def abandon(self):
         """Take this transport for closed without a call of UCX, since the owner has destroyed the shared worker."""

@@ -270,12 +270,17 @@ cdef class Express:
         if lesson.script is None:
             return self._call_vendor(lesson, &pair, a, b)
         run = self._begin(lesson, &pair)
-        state = self._wait(run)
-        run.script.worker._busy = False
+        failure = None
+        try:
+            state = self._wait(run)
+        except Exception as error:
+            state, failure = RUN_FAILED, error
+        finally:
+            run.script.worker._busy = False
         if state == RUN_DONE:
             self._end(lesson, run)
         else:
-            self._hand_over(lesson, run, &pair, a, b, None, True)
+            self._hand_over(lesson, run, &pair, a, b, failure, True)
         return True
 
     cdef Run _begin(self, Lesson lesson, Pair* pair):
@@ -285,13 +290,13 @@ cdef class Express:
         if lesson.scratch_nbytes > self.scratch_nbytes:
             self.scratch = self.borrow(lesson.scratch_nbytes)
             self.scratch_address, self.scratch_nbytes = self.scratch.address, self.scratch.nbytes
-        lesson.script.worker._enter()
         run = lesson.script._start(
             <size_t>pair.addresses[lesson.source] if lesson.source >= 0 else 0,
             <size_t>pair.addresses[lesson.target] if lesson.target >= 0 else 0,
             self.scratch_address,
             (ledger.runs & 0xFFFF) << 8,
         )
+        lesson.script.worker._enter()  # last: what may fail must not leave the worker taken
         ledger._count(lesson.intent)
         ledger.runs += 1
         ledger.weight += 1
@@ -303,7 +308,7 @@ cdef class Express:
         run.script.spare.append(run)
         return 0
 
-    cdef int _wait(self, Run run) noexcept:
+    cdef int _wait(self, Run run) except -1:
         """Move a run until it is over, or is to be handed over."""
         cdef int turn, state = RUN_WAITS
         for turn in range(FEW_TURNS):
@@ -315,7 +320,7 @@ cdef class Express:
             state = self._wait_long(run)
         return state
 
-    cdef int _wait_long(self, Run run) noexcept nogil:
+    cdef int _wait_long(self, Run run) except -1 nogil:
         cdef double end = 0, look = 0, time
         cdef unsigned int idle = 0
         cdef int state
@@ -462,28 +467,41 @@ cdef class Standing:
         cdef int state
         if self.run is not None or self.finished or self.work is not None or not express._may():
             return False
-        run = express._begin(self.lesson, &self.pair)
-        state = run._advance()
-        run.script.worker._busy = False
-        self.run = run
         (<list>express.quiet[0]).append(self)
+        try:
+            run = self.run = express._begin(self.lesson, &self.pair)
+        except BaseException:
+            (<list>express.quiet[0]).remove(self)
+            raise
+        failure = None
+        try:
+            state = run._advance()
+        except Exception as error:
+            state, failure = RUN_FAILED, error
+        finally:
+            run.script.worker._busy = False
         if state == RUN_FAILED:
-            self.advance()
+            self._give_up(failure)
         return True
 
     def wait(self):
         """Wait until the run is over; False if it is a work's."""
         cdef Run run = self.run
         cdef int state = RUN_WAITS
+        failure = None
         if run is None:
             self.finished = False
             return self.work is None
         if len(<list>self.express.quiet[0]) == 1 and not self.express.ledger.detour:
             run.script.worker._enter()
-            state = self.express._wait(run)
-            run.script.worker._busy = False
+            try:
+                state = self.express._wait(run)
+            except Exception as error:
+                state, failure = RUN_FAILED, error
+            finally:
+                run.script.worker._busy = False
         if state != RUN_DONE:
-            self.advance()
+            self._give_up(failure)
             return False
         self._leave()
         self.express._end(self.lesson, run)
@@ -491,10 +509,14 @@ cdef class Standing:
 
     def advance(self):
         """Hand the run over to the engine: something else is to be moved beside it."""
+        self._give_up(None)
+
+    cdef int _give_up(self, object failure) except -1:
         cdef Run run = self.run
         if run is not None:
             self._leave()
-            self.work = self.express._hand_over(self.lesson, run, &self.pair, self.a, self.b, None, False)
+            self.work = self.express._hand_over(self.lesson, run, &self.pair, self.a, self.b, failure, False)
+        return 0
 
     def events(self):
         """What it waits for on a device: nothing."""
@@ -504,14 +526,21 @@ cdef class Standing:
         """Move it a little; whether it is over. It never is if something else is to be moved too."""
         cdef Run run = self.run
         cdef int state
+        failure = None
         if self.finished:
             return True
         if run is None or len(<list>self.express.quiet[0]) != 1 or self.express.ledger.detour:
             return False
         run.script.worker._enter()
-        ucp_worker_progress(run.engine.worker)
-        state = run._advance()
-        run.script.worker._busy = False
+        try:
+            ucp_worker_progress(run.engine.worker)
+            state = run._advance()
+        except Exception as error:
+            state, failure = RUN_FAILED, error
+        finally:
+            run.script.worker._busy = False
+        if state == RUN_FAILED:
+            self._give_up(failure)
         if state != RUN_DONE:
             return False
         self._leave()

@@ -163,7 +163,9 @@ cdef class Peer:
     cdef bint shares_memory(self, bytes own) except -1:
         """Whether it is another worker that UCX reaches through memory that both share, as far as is known, and that
         takes offers."""
-        return self.address != own and self.address[OFFERS] and any([lane.startswith(SHARES_MEMORY) for lane in self.lanes()])
+        if self.address == own or not self.address[OFFERS]:
+            return False
+        return any([lane.startswith(SHARES_MEMORY) for lane in self.lanes()])
 
     cdef int watch_process(self, int pid, Watch watch) except -1:
         try:

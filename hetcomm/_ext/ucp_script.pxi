@@ -183,9 +183,11 @@ cdef class Run:
             self._raise()
         while True:
             worker._enter()
-            with nogil:
-                state = self._turns(PATIENCE if patient else 1)
-            worker._busy = False
+            try:
+                with nogil:
+                    state = self._turns(PATIENCE if patient else 1)
+            finally:
+                worker._busy = False
             if state != RUN_FAILED:
                 return state == RUN_DONE
             self._raise()
@@ -249,7 +251,7 @@ cdef class Run:
                 index += 1
         return [request for request in found if (<Request>request).status != UCS_OK]
 
-    cdef int _turns(self, int most) noexcept nogil:
+    cdef int _turns(self, int most) except -1 nogil:
         cdef int turn, state
         for turn in range(most):
             state = self._advance()
@@ -264,7 +266,7 @@ cdef class Run:
             return self._look_at_peers()
         return RUN_WAITS
 
-    cdef int _look_at_peers(self) noexcept nogil:
+    cdef int _look_at_peers(self) except -1 nogil:
         """A peer has failed: whether it is one of those waited for."""
         cdef int index
         for index in range(self.nactive):
@@ -273,7 +275,7 @@ cdef class Run:
         self.failures = self.engine.failures
         return RUN_WAITS
 
-    cdef int _advance(self) noexcept nogil:
+    cdef int _advance(self) except -1 nogil:
         """Start all that is ready and collect all that has completed, until neither is left."""
         cdef int index, state
         if self.nstalled:
@@ -295,7 +297,7 @@ cdef class Run:
             if not self.nready:
                 return RUN_WAITS if self.left or self.nactive else RUN_DONE
 
-    cdef int _collect(self, int place) noexcept nogil:
+    cdef int _collect(self, int place) except -1 nogil:
         """Look at one message; RUN_DONE if it is over and gone from the list."""
         cdef Active active = self.active[place]
         cdef Op* op = &self.script.ops[active.op]
@@ -308,13 +310,13 @@ cdef class Run:
             status = ucp_request_check_status(active.handle)
         if status == UCS_INPROGRESS:
             return RUN_WAITS
-        self.nactive -= 1
-        self.active[place] = self.active[self.nactive]
         if status != UCS_OK:
             with gil:
                 self.broken = self._request(&active)
+                self._drop(place)
                 (<Request>self.broken)._look()
             return RUN_FAILED
+        self._drop(place)
         ucp_request_free(active.handle)
         if active.what == A_TRIFLE:
             return RUN_DONE
@@ -338,7 +340,12 @@ cdef class Run:
             self._complete(active.op)
         return RUN_FAILED if state == RUN_FAILED else RUN_DONE
 
-    cdef int _arrived(self, int index, size_t length) noexcept nogil:
+    cdef void _drop(self, int place) noexcept nogil:
+        """A message is not the run's any more."""
+        self.nactive -= 1
+        self.active[place] = self.active[self.nactive]
+
+    cdef int _arrived(self, int index, size_t length) except -1 nogil:
         """A message has come, or what is left of one, or an offer in its place."""
         cdef Op* op = &self.script.ops[index]
         cdef Parts* parts = &self.parts[index]
@@ -375,7 +382,7 @@ cdef class Run:
             answer(link.ep, &offer, &DECLINED if src == NULL else &TAKEN)
         return self._post(index, FOLLOWS | parts.number) if parts.done < op.nbytes else self._received(index)
 
-    cdef int _received(self, int index) noexcept nogil:
+    cdef int _received(self, int index) except -1 nogil:
         """All of a message is there, or has been reduced as it came."""
         cdef int reduction = self.script.ops[index].taken_by
         if self.parts[index].reduced:
@@ -397,7 +404,7 @@ cdef class Run:
         else:
             op.loop(dst, dst, message, count, NULL)
 
-    cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
+    cdef int _wrong_length(self, int index, size_t length) except -1 nogil:
         with gil:
             self.misfit = index, length
             self.broken = TransportError(f"received {length} bytes where {self.script.ops[index].nbytes} were expected")
@@ -406,7 +413,7 @@ cdef class Run:
     cdef char* _place(self, int buffer, size_t offset) noexcept nogil:
         return <char*>self.buffers[buffer] + offset
 
-    cdef int _start(self, int index) noexcept nogil:
+    cdef int _start(self, int index) except -1 nogil:
         cdef Op* op = &self.script.ops[index]
         cdef void* dst = self._place(op.buffer, op.offset)
         cdef void* src = self._place(op.other, op.other_offset)
@@ -430,7 +437,7 @@ cdef class Run:
         self._complete(index)
         return RUN_WAITS
 
-    cdef int _post(self, int index, ucp_tag_t tag) noexcept nogil:
+    cdef int _post(self, int index, ucp_tag_t tag) except -1 nogil:
         """Send or receive the message of a step, or what is left of it."""
         cdef Op* op = &self.script.ops[index]
         cdef size_t done = self.parts[index].done
@@ -456,7 +463,7 @@ cdef class Run:
         self._complete(index)
         return RUN_WAITS
 
-    cdef int _offer(self, int index) noexcept nogil:
+    cdef int _offer(self, int index) except -1 nogil:
         """The same for a message to a process on this machine that is worth an offer."""
         cdef Op* op = &self.script.ops[index]
         cdef Link* link = self.script.links[op.peer]
@@ -472,7 +479,7 @@ cdef class Run:
             return self._make_offer(index, &self.offered[index], NULL)
         return self._shelve(index) if op.nbytes <= LONGEST_SHELVED else self._post(index, op.tag | self.tag)
 
-    cdef int _shelve(self, int index) noexcept nogil:
+    cdef int _shelve(self, int index) except -1 nogil:
         """Copy a message to the shelf and offer it from there, a part at a time; RUN_STALLS if there is no room."""
         cdef Op* op = &self.script.ops[index]
         cdef Parts* parts = &self.parts[index]
@@ -499,7 +506,7 @@ cdef class Run:
                 break
         return state
 
-    cdef int _resume(self) noexcept nogil:
+    cdef int _resume(self) except -1 nogil:
         """Go on with what has waited for room on the shelf; without it, if it has waited for long."""
         cdef bint is_late = now() > self.stalled_until
         cdef int place, index, state, count = self.nstalled
@@ -521,7 +528,7 @@ cdef class Run:
         """That of a message, or of what is left of it."""
         return FOLLOWS | self.parts[index].number if self.parts[index].done else self.script.ops[index].tag | self.tag
 
-    cdef int _make_offer(self, int index, Offered* offered, Slot* slot) noexcept nogil:
+    cdef int _make_offer(self, int index, Offered* offered, Slot* slot) except -1 nogil:
         """Send an offer and wait for its answer; not if it is of a copy, and the receiver is known to take them."""
         cdef Op* op = &self.script.ops[index]
         cdef Parts* parts = &self.parts[index]
@@ -550,7 +557,7 @@ cdef class Run:
             return RUN_WAITS
         return self._under_way(index, A_TRIFLE, handle, NULL, NULL)
 
-    cdef int _under_way(self, int index, int what, void* handle, Offered* offered, Slot* slot) noexcept nogil:
+    cdef int _under_way(self, int index, int what, void* handle, Offered* offered, Slot* slot) except -1 nogil:
         cdef Active* active = &self.active[self.nactive]
         active.op, active.what, active.handle, active.offered, active.slot = index, what, handle, offered, slot
         if UCS_PTR_IS_ERR(handle):

@@ -32,7 +32,7 @@ cdef extern from "ucp_shared.h" nogil:
 cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
     MOST_SHELVED = 1 << 18    # bytes of one, or of a part of one, that is first copied to where it can be seen
-    LONGEST_SHELVED = 1 << 20  # bytes of one that is: beyond the caches the second copy costs more than the kernel's help
+    LONGEST_SHELVED = 1 << 20  # bytes of one that is: past the caches a second copy costs more than the kernel's help
     SLOTS = 32                # for so many of them
 
 cdef ucp_tag_t CLASS = <ucp_tag_t>0xF << 44                # of a tag, as `hetcomm.runtime.tags` divides it,
