@@ -106,7 +106,7 @@ cdef class Script:
         run.buffers[2] = scratch_address
         run.tag = tag
         run.left = self.nops
-        run.nready = run.nactive = run.nstalled = 0
+        run.nready = run.nactive = run.stalled_count = 0
         run.misfit = None
         run.failures = self.worker._engine.failures
         run.engine = self.worker._engine
@@ -134,7 +134,7 @@ cdef class Run:
     cdef int left
     cdef int nready
     cdef int nactive
-    cdef int nstalled
+    cdef int stalled_count
     cdef double stalled_until
     cdef unsigned int failures
     cdef int* waits
@@ -199,13 +199,13 @@ cdef class Run:
     def under_way(self):
         """The steps whose messages are under way."""
         steps = [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
-        return steps + [self.stalled[index] for index in range(self.nstalled)]
+        return steps + [self.stalled[index] for index in range(self.stalled_count)]
 
     def detach(self):
         """The messages under way, as requests; it is over."""
         cdef int index
         requests = [self._request(&self.active[index]) for index in range(self.nactive)]
-        self.nactive = self.nready = self.nstalled = 0
+        self.nactive = self.nready = self.stalled_count = 0
         return requests
 
     cdef Request _request(self, Active* active):
@@ -278,7 +278,7 @@ cdef class Run:
     cdef int _advance(self) except -1 nogil:
         """Start all that is ready and collect all that has completed, until neither is left."""
         cdef int index, state
-        if self.nstalled:
+        if self.stalled_count:
             state = self._resume()
             if state != RUN_WAITS:
                 return state
@@ -490,10 +490,10 @@ cdef class Run:
         while parts.done < op.nbytes and state == RUN_WAITS:
             slot = self.engine.shelf.free(self.engine.worker) if link.failed == UCS_OK else NULL
             if slot == NULL and link.failed == UCS_OK and self.engine.shelf.is_full():
-                if self.nstalled == 0:
+                if self.stalled_count == 0:
                     self.stalled_until = now() + STALL_SECONDS
-                self.stalled[self.nstalled] = index
-                self.nstalled += 1
+                self.stalled[self.stalled_count] = index
+                self.stalled_count += 1
                 return RUN_STALLS
             rest = op.nbytes - parts.done
             if slot == NULL or not offers(slot.memory, part_of(rest), &slot.offered.offer):
@@ -509,11 +509,11 @@ cdef class Run:
     cdef int _resume(self) except -1 nogil:
         """Go on with what has waited for room on the shelf; without it, if it has waited for long."""
         cdef bint is_late = now() > self.stalled_until
-        cdef int place, index, state, count = self.nstalled
+        cdef int place, index, state, count = self.stalled_count
         cdef bint is_first
         if not is_late and self.engine.shelf.is_full():
             return RUN_WAITS
-        self.nstalled = 0
+        self.stalled_count = 0
         for place in range(count):
             index = self.stalled[place]
             is_first = self.parts[index].done == 0
