@@ -1,6 +1,6 @@
 """Builds the compiled parts. Everything else about the package is in pyproject.toml.
 
-Only headers are needed: neither extension links the library it speaks to, which is chosen at run time.
+Of UCX and oneCCL only headers are needed: no extension links the library it speaks to, which is chosen at run time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -84,7 +85,8 @@ def extensions() -> list[Extension]:
         Extension(
             "hetcomm._ext.ucp",
             [str(folder / "ucp.pyx")],
-            include_dirs=[str(folder), str(find_ucx_include())],
+            include_dirs=[str(folder), str(find_ucx_include()), numpy.get_include()],
+            define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
             depends=sorted(str(path) for kind in ("h", "pxd", "pxi") for path in folder.glob(f"ucp*.{kind}")),
             # Contraction would make other results of what NumPy rounds twice.
             extra_compile_args=["-O3", "-funroll-loops", "-ffp-contract=off", "-Wno-unused-function"],

@@ -273,7 +273,7 @@ def test_the_picture_has_a_place_for_nothing(tmp_path: Path, nbytes: tuple[int, 
     pytest.importorskip("matplotlib", reason="the extra 'plot' is not installed")
     rows = tuple(Row(name, size, size, factor, 1, (1e-6,), 0) for size in nbytes for name in ("hetcomm", "mpi"))
     clusters = (("mpi", "mpi", (0, 1)),)
-    form = {"in_place": False, "checked": True, "shared": False, "touched": True, "warmup": 1}
+    form = {"in_place": False, "checked": True, "shared": False, "touched": True, "ahead": False, "warmup": 1}
     found = Report(
         "all_gather", 2, clusters, "int8", None, None, **form, left_out={}, machine={}, versions={}, rows=rows
     )

@@ -65,6 +65,7 @@ def _size(ctx: click.Context, parameter: click.Parameter, text: str | None) -> i
 @click.option("--check/--no-check", default=True, show_default=True, help="Whether every element is checked.")
 @click.option("--shared", is_flag=True, help="The buffers are memory that the ranks of a host share.")
 @click.option("--touched", is_flag=True, help="Before each call a rank writes its input and reads its output.")
+@click.option("--ahead", is_flag=True, help="Ranks write their inputs before each call, and do not wait in between.")
 @click.option("--iters", type=click.IntRange(1), default=20, show_default=True, help="Samples of each size.")
 @click.option("-w", "--warmup", type=click.IntRange(0), default=5, show_default=True, help="Calls of a warm-up.")
 @click.option("--vs", help=f"Baselines in the same run, out of {','.join(baselines.BASELINES)}.")
@@ -145,6 +146,7 @@ def _measure(options: dict[str, Any], launched: bool) -> None:
         options["check"],
         options["shared"],
         options["touched"],
+        options["ahead"],
     )
     if options["plot"] is not None:
         bandwidths.check(options["plot"])

@@ -54,6 +54,8 @@ class Benchmark:
         shared: Whether the buffers of all contenders are memory that the ranks of a host share.
         touched: Whether ranks write their inputs and read their outputs before each call, outside of its time, as
             programs do. Else what nobody touches stays in the caches where the call before left it.
+        ahead: Whether ranks write their inputs before each call within its time, and never wait for one another between
+            calls: a root that need not wait runs ahead of the others.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Benchmark:
     check: bool
     shared: bool = False
     touched: bool = False
+    ahead: bool = False
 
     def case(self, nranks: int, nbytes: int) -> Case:
         """The case of one size; raises as `Case.of`."""
@@ -100,6 +103,7 @@ class Benchmark:
             checked=self.check,
             shared=self.shared,
             touched=self.touched,
+            ahead=self.ahead,
             warmup=self.warmup,
             left_out=left_out,
             machine={
@@ -178,12 +182,16 @@ class _Match:
         try:
             for _ in range(before):
                 call()
+            source, target = bound.touched or self._arrays.touched(self._case)
+            writes = self._benchmark.ahead and self._case.takes_part(self._comm.rank)[0]
             for _ in range(calls if self._benchmark.touched else 1):
                 if self._benchmark.touched:
-                    touch(*(bound.touched or self._arrays.touched(self._case)))
+                    touch(source, target)
                 self._align()
                 begin = time.perf_counter()
                 for _ in range(1 if self._benchmark.touched else calls):
+                    if writes:
+                        touch(source, source[:0])
                     call()
                 seconds += (time.perf_counter() - begin) / calls
             self._contenders[name].settle()

@@ -97,7 +97,7 @@ class Report:
         root: The root, if there is one.
         in_place: Whether input and output were one buffer.
         checked: Whether results were checked.
-        shared, touched: See `hetcomm._cli.measure.Benchmark`.
+        shared, touched, ahead: See `hetcomm._cli.measure.Benchmark`.
         warmup: Calls of each block before the samples.
         left_out: Baselines that could not take part, with the reasons.
         machine: The first rank's.
@@ -115,6 +115,7 @@ class Report:
     checked: bool
     shared: bool
     touched: bool
+    ahead: bool
     warmup: int
     left_out: Mapping[str, str]
     machine: Mapping[str, str | int | float]
@@ -148,6 +149,7 @@ def table(report: Report) -> str:
     clusters = "; ".join(f"{name} ({vendor}) {_ranks(ranks)}" for name, vendor, ranks in report.clusters)
     form = "in place" if report.in_place else "out of place"
     form += ", shared buffers" * report.shared + ", touched between calls" * report.touched
+    form += ", written before each call" * report.ahead
     lines = [
         f"# hetcomm bench {report.collective}, {form}: {report.nranks} ranks: {clusters}",
         f"# time is the median of {len(report.rows[0].samples)} samples, each a block of calls on the slowest rank",

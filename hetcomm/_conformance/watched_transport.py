@@ -7,16 +7,34 @@ from typing import Any
 
 from hetcomm._conformance.fake_device import FakeDevice
 from hetcomm._conformance.fake_scheduler import Watch
+from hetcomm._ext import ucp
 from hetcomm.transport.base import Request
 from hetcomm.types import MemoryKind
 
 __all__ = ["WatchedRequest", "WatchedTransport"]
 
 
+class _Use:
+    """A message's use of memory: the device watches it, and if the memory is its own, the binding may not touch it."""
+
+    def __init__(self, device: FakeDevice, watch: Watch, address: int, nbytes: int) -> None:
+        self._watch = watch
+        self._guarded = (address, nbytes) if nbytes and device.owns(address) else None
+        if self._guarded is not None:
+            ucp.guard(*self._guarded)
+
+    def over(self) -> None:
+        """It has ended; calling it again does nothing."""
+        self._watch.over()
+        if self._guarded is not None:
+            ucp.unguard(*self._guarded)
+            self._guarded = None
+
+
 class WatchedRequest:
     """A message; until the host has seen that it is complete, its bytes are in use."""
 
-    def __init__(self, inner: Request, watch: Watch) -> None:
+    def __init__(self, inner: Request, watch: _Use) -> None:
         self.inner = inner
         self._watch = watch
 
@@ -48,7 +66,8 @@ class WatchedRequest:
 class WatchedTransport:
     """A `hetcomm.transport.base.Transport` that moves a fake device's memory through another one.
 
-    What the protocol does not know, and the transport behind it has, is that one's.
+    What the protocol does not know, and the transport behind it has, is that one's. Only UCX may touch the device's
+    memory: the binding refuses to while a message is under way, and counts that (`hetcomm._ext.ucp.refused`).
 
     Args:
         transport: Moves the messages; the device's memory is host memory to it.
@@ -61,6 +80,8 @@ class WatchedTransport:
     def __init__(self, transport: Any, device: FakeDevice) -> None:
         object.__setattr__(self, "inner", transport)
         object.__setattr__(self, "device", device)
+        if isinstance(transport, ucp.Worker):
+            transport.decline_offers()  # as on a machine where UCX reaches device memory
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -125,9 +146,9 @@ class WatchedTransport:
         self, post: Any, write: bool, address: int, nbytes: int, peer: int, tag: int, *more: Any
     ) -> WatchedRequest:
         who = f"the message {'from' if write else 'to'} peer {peer} (tag {tag:#x})"
-        watch = self.device.watch(address, nbytes, write, who)
+        use = _Use(self.device, self.device.watch(address, nbytes, write, who), address, nbytes)
         try:
-            return WatchedRequest(post(address, nbytes, peer, tag, *more), watch)
+            return WatchedRequest(post(address, nbytes, peer, tag, *more), use)
         except BaseException:
-            watch.over()
+            use.over()
             raise

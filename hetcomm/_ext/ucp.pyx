@@ -14,9 +14,9 @@ and it does not notice zombies. What a dead peer has already sent is still recei
 fails.
 
 The files: `ucp_library.pxi` which library; `ucp_peers.pxi` endpoints; `ucp_engine.pxi` the worker that is progressed
-and waited for; `ucp_memory.pxi` registrations; `ucp_shared.pxi` what is read where it lies; `ucp_requests.pxi` messages
-and their errors; `ucp_script.pxi` whole programs; `ucp_gate.pxi` one thread at a time; `ucp_fastpath.pxi` whole calls;
-here what Python calls.
+and waited for; `ucp_shared.pxi` what is read where it lies; `ucp_requests.pxi` messages and their errors;
+`ucp_script.pxi` whole programs; `ucp_gate.pxi` one thread at a time; `ucp_fastpath.pxi` whole calls; here what Python
+calls.
 
 One thread at a time may use a worker. A second one gets a `TransportError` and changes nothing.
 """
@@ -24,6 +24,7 @@ One thread at a time may use a worker. A second one gets a `TransportError` and 
 import os
 
 cimport cython
+cimport numpy
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
@@ -38,9 +39,11 @@ from hetcomm._ext.ucp_wait cimport *
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError
 
+numpy.import_array()
+
 __all__ = [
-    "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Registration", "Request", "Worker",
-    "resolve", "share",
+    "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Request", "Worker", "guard",
+    "refused", "resolve", "share", "unguard",
 ]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.runtime.tags leaves to transports
@@ -74,7 +77,6 @@ include "ucp_library.pxi"
 include "ucp_peers.pxi"
 include "ucp_shared.pxi"
 include "ucp_engine.pxi"
-include "ucp_memory.pxi"
 include "ucp_requests.pxi"
 include "ucp_script.pxi"
 include "ucp_gate.pxi"
@@ -96,7 +98,7 @@ cdef class Worker:
         options: UCX settings by name without 'UCX_'; one this UCX does not know is listed in `unknown_options`.
         handle: The address of a running `ucp_worker_h` to share; it must be made for several threads
             (`UCS_THREAD_MODE_MULTI`) and tagged messages (`UCP_FEATURE_TAG`). It is neither configured nor destroyed,
-            and its owner may progress it at any time, from any thread. Memory cannot be registered with it.
+            and its owner may progress it at any time, from any thread.
 
     Raises:
         TransportError: No library was resolved, or UCX cannot start; the message carries UCX's reason.
@@ -104,7 +106,6 @@ cdef class Worker:
     """
 
     cdef Engine _engine
-    cdef Registry _registry
     cdef set _inflight
     cdef Py_ssize_t _sweep_at
     cdef Request _done
@@ -118,7 +119,6 @@ cdef class Worker:
 
     def __cinit__(self):
         self._engine = Engine()
-        self._registry = Registry()
         self._inflight = set()
         self._sweep_at = 1024
         self._forks = hetcomm_forks
@@ -141,7 +141,6 @@ cdef class Worker:
                 raise
         else:
             self.unknown_options = self._engine.open(options or {})
-            self._registry.context = self._engine.context
 
     cdef int _prove_tags(self) except -1:
         """See that a message to this worker itself arrives, for without UCP_FEATURE_TAG UCX drops it silently."""
@@ -209,6 +208,25 @@ cdef class Worker:
         """Whether UCX moves memory of that type ('host', 'cuda', 'rocm') here."""
         cdef int kind = {"host": UCS_MEMORY_TYPE_HOST, "cuda": UCS_MEMORY_TYPE_CUDA, "rocm": UCS_MEMORY_TYPE_ROCM}[name]
         return bool(self._engine.memory_types >> kind & 1)
+
+    @property
+    def takes_offers(self):
+        """Whether peers on this machine may offer it messages of programs that lie in memory they share.
+
+        What they offer is copied by the processor, so it takes none where a program may receive into device memory: if
+        its UCX reaches any, or after `decline_offers`. Peers learn that from `address`.
+        """
+        return self._engine.takes_offers
+
+    def decline_offers(self):
+        """Take no offers.
+
+        Raises:
+            UsageError: Peers are connected, who may know better.
+        """
+        if self._engine.peers:
+            raise UsageError("offers can be declined only before peers are connected", remedy="Call it first.")
+        self._engine.decline_offers()
 
     def lane_names(self):
         """For each peer, the transports UCX has chosen, as 'transport/device' strings."""
@@ -293,16 +311,10 @@ cdef class Worker:
     cdef Request _post(self, size_t address, size_t nbytes, Peer peer, ucp_tag_t tag, bint is_recv, object keep):
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
-        cdef Registration memory = None
         cdef void* handle
         cdef Request request
         self._enter()
         param.op_attr_mask = 0
-        if self._registry.held:
-            memory = self._registry.find(address, nbytes)
-            if memory is not None:
-                param.op_attr_mask = UCP_OP_ATTR_FIELD_MEMH
-                param.memh = memory.handle
         with nogil:
             handle = self._start(peer, <void*>address, nbytes, tag, is_recv, &param, &info)
         self._busy = False
@@ -313,9 +325,6 @@ cdef class Worker:
         if handle == NULL:
             request.moved = info.length
             request._take(keep)
-        elif request.handle != NULL and memory is not None:
-            memory.uses += 1
-            request.memory = memory
         return request
 
     cdef inline void* _start(
@@ -618,11 +627,6 @@ cdef class Worker:
         finally:
             PyBuffer_Release(&view)
 
-    @property
-    def has_registrations(self):
-        """Whether memory is registered that messages must say they use."""
-        return bool(self._registry.held)
-
     def wait(self, object requests, double timeout):
         """Progress until all `requests` are complete: spin, then yield the processor, then sleep.
 
@@ -667,12 +671,14 @@ cdef class Worker:
         """Move messages along without waiting; whether anything happened."""
         cdef unsigned int moved
         self._enter()
-        with nogil:
-            moved = ucp_worker_progress(self._engine.worker)
-        self._calls += 1
-        if not moved and self._calls & 255 == 0:
-            self._engine.patrol()
-        self._busy = False
+        try:
+            with nogil:
+                moved = ucp_worker_progress(self._engine.worker)
+            self._calls += 1
+            if not moved and self._calls & 255 == 0:
+                self._engine.patrol()
+        finally:
+            self._busy = False
         return moved != 0
 
     def failed_peers(self):
@@ -744,37 +750,9 @@ cdef class Worker:
         finally:
             self._busy = False
 
-    # ---- registered memory
-
-    def register(self, size_t address, size_t nbytes):
-        """Register host or device memory once, so that messages inside it need no registration of their own.
-
-        The caller calls `deregister` before it frees the memory. A range inside one that is registered costs nothing.
-
-        Raises:
-            TransportError: UCX cannot register it, or the worker was adopted.
-        """
-        self._enter()
-        self._busy = False
-        self._registry.add(address, nbytes)
-
-    def deregister(self, size_t address, size_t nbytes):
-        """Forget every registration that touches the range; returns how many there were.
-
-        One that a message under way uses is given back to UCX when that message completes.
-        """
-        return self._registry.drop(address, nbytes)
-
     def statistics(self):
-        """Counts: registrations made and held, bytes held, lookups that hit and missed, messages under way."""
-        return {
-            "registrations": self._registry.made,
-            "registered": len(self._registry.held),
-            "registered_nbytes": sum([(<Registration>memory).nbytes for memory in self._registry.held]),
-            "hits": self._registry.hits,
-            "misses": self._registry.misses,
-            "inflight": len(self._inflight),
-        }
+        """Counts: messages under way, and of those of programs how many came by way of shared memory."""
+        return {"inflight": len(self._inflight), "taken": self._engine.taken}
 
     # ---- the end
 
@@ -793,19 +771,20 @@ cdef class Worker:
             except CollectiveTimeoutError:
                 pass  # closing must end; the peer learns of it as a failure
         self._enter()
-        for item in list(self._inflight):
-            ucp_request_cancel(self._engine.worker, (<Request>item).handle)
-        self._engine.disconnect(0.2)
-        for item in list(self._inflight):
-            request = <Request>item
-            request._look()
-            if request.handle != NULL:
-                if not self._engine.owned:
-                    _outlived.append(request.keep)
-                request._settle(UCS_ERR_CANCELED)
-        self._registry.clear()
-        self._engine.close()
-        self._busy = False
+        try:
+            for item in list(self._inflight):
+                ucp_request_cancel(self._engine.worker, (<Request>item).handle)
+            self._engine.disconnect(0.2)
+            for item in list(self._inflight):
+                request = <Request>item
+                request._look()
+                if request.handle != NULL:
+                    if not self._engine.owned:
+                        _outlived.append(request.keep)
+                    request._settle(UCS_ERR_CANCELED)
+            self._engine.close()
+        finally:
+            self._busy = False
 
     def abandon(self):
         """Take this transport for closed without a call of UCX, since the owner has destroyed the shared worker."""

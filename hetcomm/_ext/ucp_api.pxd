@@ -47,18 +47,13 @@ cdef extern from "ucp_table.h" nogil:
         UCP_OP_ATTR_FIELD_FLAGS
         UCP_OP_ATTR_FIELD_MEMORY_TYPE
         UCP_OP_ATTR_FIELD_RECV_INFO
-        UCP_OP_ATTR_FIELD_MEMH
         UCP_OP_ATTR_FLAG_MULTI_SEND
-        UCP_MEM_MAP_PARAM_FIELD_ADDRESS
-        UCP_MEM_MAP_PARAM_FIELD_LENGTH
 
     struct ucp_context:
         pass
     struct ucp_worker:
         pass
     struct ucp_ep:
-        pass
-    struct ucp_mem:
         pass
     struct ucp_config:
         pass
@@ -67,7 +62,6 @@ cdef extern from "ucp_table.h" nogil:
     ctypedef ucp_context* ucp_context_h
     ctypedef ucp_worker* ucp_worker_h
     ctypedef ucp_ep* ucp_ep_h
-    ctypedef ucp_mem* ucp_mem_h
     ctypedef ucp_config ucp_config_t
     ctypedef ucp_address ucp_address_t
 
@@ -111,11 +105,6 @@ cdef extern from "ucp_table.h" nogil:
         uint64_t field_mask
         ucp_transports_t transports
 
-    ctypedef struct ucp_mem_map_params_t:
-        uint64_t field_mask
-        void* address
-        size_t length
-
     ctypedef struct ucp_tag_recv_info_t:
         ucp_tag_t sender_tag
         size_t length
@@ -124,7 +113,6 @@ cdef extern from "ucp_table.h" nogil:
         unsigned int op_attr_mask
         unsigned int flags
         ucs_memory_type_t memory_type
-        ucp_mem_h memh
         ucp_tag_recv_info_t* tag_info "recv_info.tag_info"
 
     bint UCS_PTR_IS_ERR(ucs_status_ptr_t request)
@@ -173,7 +161,4 @@ cdef extern from "ucp_table.h" nogil:
     ucs_status_t ucp_request_check_status "hetcomm_ucp.ucp_request_check_status" (void* request)
     void ucp_request_cancel "hetcomm_ucp.ucp_request_cancel" (ucp_worker_h worker, void* request)
     void ucp_request_free "hetcomm_ucp.ucp_request_free" (void* request)
-    ucs_status_t ucp_mem_map "hetcomm_ucp.ucp_mem_map" (
-        ucp_context_h context, const ucp_mem_map_params_t* params, ucp_mem_h* memory)
-    ucs_status_t ucp_mem_unmap "hetcomm_ucp.ucp_mem_unmap" (ucp_context_h context, ucp_mem_h memory)
     const char* ucs_status_string "hetcomm_ucp.ucs_status_string" (ucs_status_t status)

@@ -19,6 +19,8 @@ cdef class Engine:
     cdef bint owned
     cdef uint64_t memory_types
     cdef bytes address
+    cdef bint takes_offers      # messages of programs are received into host memory only
+    cdef Py_ssize_t taken       # offers
     cdef dict peers
     cdef unsigned int failures
     cdef Views views            # of memory that peers share
@@ -104,9 +106,19 @@ cdef class Engine:
         self.watch.add(event_fd)
         _check(ucp_worker_get_address(self.worker, &address, &length), "ucp_worker_get_address")
         try:
-            self.address = (OWN if self.owned else SHARED) + _process_mark() + (<char*>address)[:length]
+            name = (<char*>address)[:length]
         finally:
             ucp_worker_release_address(self.worker, address)
+        self.takes_offers = self.memory_types == 1 << UCS_MEMORY_TYPE_HOST
+        self.address = (OWN if self.owned else SHARED) + _process_mark() + self._flags() + name
+        return 0
+
+    cdef bytes _flags(self):
+        return (<int>self.takes_offers).to_bytes(HEADER - OFFERS, "little")
+
+    cdef int decline_offers(self) except -1:
+        self.takes_offers = False
+        self.address = self.address[:OFFERS] + self._flags() + self.address[HEADER:]
         return 0
 
     cdef int connect(self, int number, bytes address, size_t endpoint) except -1:

@@ -4,31 +4,9 @@
 # after a while, that fails, during which a rank says something or another thread wants to use hetcomm, is handed over
 # as it is to `hetcomm.runtime.engine`, which goes on with it: everything that can go wrong is dealt with there.
 
-cdef extern from *:
-    """
-    typedef struct { /* the beginning of NumPy's PyArrayObject_fields, which is part of its ABI */
-        PyObject_HEAD
-        char *data;
-        int nd;
-        Py_ssize_t *dimensions;
-        Py_ssize_t *strides;
-        PyObject *base;
-        PyObject *descr;
-        int flags;
-    } hetcomm_array;
-    """
-    ctypedef struct ArrayFields "hetcomm_array":
-        char* data
-        int nd
-        Py_ssize_t* dimensions
-        PyObject* descr
-        int flags
-
 cdef enum:
     NOTHING = -1                 # in place of the number of an array
     NEITHER = -2
-    ARRAY_C_CONTIGUOUS = 0x0001  # NPY_ARRAY_C_CONTIGUOUS
-    ARRAY_WRITEABLE = 0x0400     # NPY_ARRAY_WRITEABLE
     HISTORY = 1024               # calls whose intents are remembered
     CACHED_CALLS = 256           # a power of two
     FEW_TURNS = 8                # of a wait in which the GIL is held, and in which nothing is yielded
@@ -242,18 +220,21 @@ cdef class FastPath:
 
     cdef inline bint _array(self, object array, char** address, Py_ssize_t* count, PyObject** dtype, Key* key) noexcept:
         """Where an array is and what it looks like; False if it is neither None nor a contiguous NumPy array."""
-        cdef ArrayFields* fields = <ArrayFields*><PyObject*>array
+        cdef numpy.ndarray known
         cdef int axis
         if array is None:
             return True
-        if type(array) is not self.array_type or not fields.flags & ARRAY_C_CONTIGUOUS:
+        if type(array) is not self.array_type:
+            return False
+        known = <numpy.ndarray>array
+        if not numpy.PyArray_IS_C_CONTIGUOUS(known):
             return False
         count[0] = 1
-        for axis in range(fields.nd):
-            count[0] *= fields.dimensions[axis]
-        address[0] = fields.data
-        dtype[0] = fields.descr
-        key.writeable |= fields.flags & ARRAY_WRITEABLE
+        for axis in range(numpy.PyArray_NDIM(known)):
+            count[0] *= numpy.PyArray_DIMS(known)[axis]
+        address[0] = <char*>numpy.PyArray_DATA(known)
+        dtype[0] = <PyObject*>numpy.PyArray_DESCR(known)
+        key.writeable |= numpy.PyArray_FLAGS(known) & numpy.NPY_ARRAY_WRITEABLE
         return True
 
     cdef inline Py_ssize_t _size(self, PyObject* dtype) except -1:
@@ -268,8 +249,6 @@ cdef class FastPath:
         cdef Ledger ledger = self.ledger
         cdef Worker worker = known.script.worker
         if ledger.is_slow or ledger.alarm or ledger.is_traced or self.gate.depth or worker._busy:
-            return False
-        if worker._registry.held:
             return False
         for each in self.quiet:
             if (<list>each):
@@ -322,17 +301,13 @@ cdef class FastPath:
         if known.scratch_nbytes > self.scratch_nbytes:
             self.scratch = self.borrow(known.scratch_nbytes)
             self.scratch_address, self.scratch_nbytes = self.scratch.address, self.scratch.nbytes
-        known.script.worker._enter()
-        try:
-            run = known.script._start(
-                <size_t>pair.addresses[known.source] if known.source >= 0 else 0,
-                <size_t>pair.addresses[known.target] if known.target >= 0 else 0,
-                self.scratch_address,
-                0,
-            )
-        except BaseException:
-            known.script.worker._busy = False
-            raise
+        run = known.script._start(
+            <size_t>pair.addresses[known.source] if known.source >= 0 else 0,
+            <size_t>pair.addresses[known.target] if known.target >= 0 else 0,
+            self.scratch_address,
+            0,
+        )
+        known.script.worker._enter()  # last: what may fail must not leave the worker taken
         run.call, run.number = ledger.next_call, ledger.runs
         run.check = ledger._begin(known.number)
         run.tag = (run.number & RUNS_APART) << RUN_SHIFT | run.check
@@ -566,6 +541,9 @@ cdef class PinnedCall:
 
     def advance(self):
         """Hand the run over to the engine: something else is to be moved beside it."""
+        self._give_up(None)
+
+    cdef int _give_up(self, object failure) except -1:
         cdef Run run = self.run
         if run is not None:
             self._leave()
@@ -579,14 +557,21 @@ cdef class PinnedCall:
         """Move it a little; whether it is over. It never is if something else is to be moved too."""
         cdef Run run = self.run
         cdef int state
+        failure = None
         if self.finished:
             return True
         if run is None or run.calling or not self._alone():
             return False
         run.script.worker._enter()
-        ucp_worker_progress(run.engine.worker)
-        state = run._advance()
-        run.script.worker._busy = False
+        try:
+            ucp_worker_progress(run.engine.worker)
+            state = run._advance()
+        except Exception as error:
+            state, failure = RUN_FAILED, error
+        finally:
+            run.script.worker._busy = False
+        if state == RUN_FAILED:
+            self._give_up(failure)
         if state != RUN_DONE:
             return False
         self._leave()

@@ -10,7 +10,9 @@ OWN = b"HCU1"                  # magic of a worker that hetcomm has made,
 SHARED = b"HCS1"               # and of one that it shares
 cdef tuple SHARES_MEMORY = ("posix", "sysv", "xpmem", "unknown")  # lanes
 cdef Py_ssize_t MAGIC = 4
-cdef Py_ssize_t HEADER = 32    # magic, boot id, process namespace, process id
+cdef Py_ssize_t PROCESS = 28   # where the process id begins, after boot id and process namespace,
+cdef Py_ssize_t OFFERS = 32    # and after it what says whether the process takes offers
+cdef Py_ssize_t HEADER = 40
 
 # What outlives its transport, since a shared worker lives on: the peers whose endpoints stay, by the addresses of the
 # worker and of theirs, and what UCX may still write to.
@@ -125,9 +127,9 @@ cdef class Peer:
         """
         cdef ucp_ep_params_t params
         cdef const char* raw = self.address
-        cdef bint is_local = self.address[MAGIC:HEADER - 4] == own[MAGIC:HEADER - 4]
-        if is_local and self.address[MAGIC:HEADER] != own[MAGIC:HEADER]:
-            self.watch_process(int.from_bytes(self.address[HEADER - 4:HEADER], "little"), watch)
+        cdef bint is_local = self.address[MAGIC:PROCESS] == own[MAGIC:PROCESS]
+        if is_local and self.address[MAGIC:OFFERS] != own[MAGIC:OFFERS]:
+            self.watch_process(self.pid(), watch)
         if ep != NULL:
             self.link.ep = ep
             self.link.sees = is_local and self.shares_memory(own)
@@ -154,9 +156,16 @@ cdef class Peer:
         self.link.sees = is_local and self.shares_memory(own)
         return 0
 
+    cdef int pid(self) except -1:
+        """The number of its process on its machine."""
+        return int.from_bytes(self.address[PROCESS:OFFERS], "little")
+
     cdef bint shares_memory(self, bytes own) except -1:
-        """Whether it is another worker that UCX reaches through memory that both share, as far as is known."""
-        return self.address != own and any([lane.startswith(SHARES_MEMORY) for lane in self.lanes()])
+        """Whether it is another worker that UCX reaches through memory that both share, as far as is known, and that
+        takes offers."""
+        if self.address == own or not self.address[OFFERS]:
+            return False
+        return any([lane.startswith(SHARES_MEMORY) for lane in self.lanes()])
 
     cdef int watch_process(self, int pid, Watch watch) except -1:
         try:
@@ -176,9 +185,8 @@ cdef class Peer:
         return 0
 
     cdef object has_ended(self):
-        pid = int.from_bytes(self.address[HEADER - 4:HEADER], "little")
         return PeerFailureError(
-            f"peer {self.number} (process {pid}) has ended", peer=self.number,
+            f"peer {self.number} (process {self.pid()}) has ended", peer=self.number,
             remedy="Look at that peer's output for why it ended.",
         )
 

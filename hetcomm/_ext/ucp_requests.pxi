@@ -8,7 +8,6 @@ cdef class Request:
 
     cdef Worker worker
     cdef Peer peer
-    cdef Registration memory
     cdef object keep
     cdef void* address
     cdef void* handle          # NULL once UCX is done with it
@@ -16,6 +15,8 @@ cdef class Request:
     cdef bint is_recv
     cdef size_t posted
     cdef size_t moved
+    cdef size_t taken          # bytes of the message that came as parts
+    cdef uint64_t number       # of the offer of the first
     cdef ucp_tag_t tag
 
     def __init__(self):
@@ -67,35 +68,52 @@ cdef class Request:
         return 0
 
     cdef int _take(self, object keep) except -1:
-        """If what has arrived is an offer, take it, or receive what follows; `keep` owns the memory."""
+        """If what has arrived is an offer, take it, and receive what follows; `keep` owns the memory."""
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
+        cdef Engine engine = self.worker._engine
         cdef Offer offer
         cdef const char* src
+        cdef char* place
+        cdef size_t room
         cdef void* handle
-        if self.moved == self.posted or self.tag & COLLECTIVE != COLLECTIVE or not is_offer(self.address, self.moved):
-            return 0
-        offer = (<Offer*>self.address)[0]
-        self.moved = offer.nbytes
-        src = see(&self.worker._engine.views, &offer) if offer.nbytes <= self.posted else NULL
-        if src != NULL:
-            copy_over(<char*>self.address, src, offer.nbytes)
-        if self.peer.link.failed == UCS_OK:
-            answer(self.peer.link.ep, &offer, &DECLINED if src == NULL and offer.nbytes <= self.posted else &TAKEN)
-        if src != NULL or offer.nbytes > self.posted:
-            return 0
-        param.op_attr_mask = UCP_OP_ATTR_FIELD_RECV_INFO
-        param.tag_info = &info
-        handle = ucp_tag_recv_nbx(
-            self.worker._engine.worker, self.address, self.posted, FOLLOWS | offer.number, <ucp_tag_t>-1, &param)
-        if handle == NULL:
+        while True:
+            place, room = <char*>self.address + self.taken, self.posted - self.taken
+            if (self.moved == room or self.tag & COLLECTIVE != COLLECTIVE or not engine.takes_offers
+                    or not is_offer(place, self.moved)):
+                self.moved += self.taken
+                return 0
+            offer = (<Offer*>place)[0]
+            if offer.rest > room or offer.nbytes > offer.rest:
+                self.moved = self.taken + offer.rest
+                if self.peer.link.failed == UCS_OK:
+                    answer(self.peer.link.ep, &offer, &TAKEN)
+                return 0
+            src = see(&engine.views, &offer)
+            if self.taken == 0:
+                self.number = offer.number
+            if src != NULL:
+                copy_over(place, src, offer.nbytes)
+                engine.taken += 1
+                self.taken += offer.nbytes
+            if self.peer.link.failed == UCS_OK:
+                answer(self.peer.link.ep, &offer, &TAKEN if src != NULL else &DECLINED)
+            if src != NULL and offer.nbytes == offer.rest:
+                self.moved = self.taken
+                return 0
+            param.op_attr_mask = UCP_OP_ATTR_FIELD_RECV_INFO
+            param.tag_info = &info
+            handle = ucp_tag_recv_nbx(
+                engine.worker, <char*>self.address + self.taken, self.posted - self.taken, FOLLOWS | self.number,
+                <ucp_tag_t>-1, &param)
+            if UCS_PTR_IS_ERR(handle):
+                self.status = UCS_PTR_STATUS(handle)
+                return 0
+            if handle != NULL:
+                self.handle, self.status, self.keep = handle, UCS_INPROGRESS, keep
+                self.worker._inflight.add(self)
+                return 0
             self.moved = info.length
-        elif UCS_PTR_IS_ERR(handle):
-            self.status = UCS_PTR_STATUS(handle)
-        else:
-            self.handle, self.status, self.keep = handle, UCS_INPROGRESS, keep
-            self.worker._inflight.add(self)
-        return 0
 
     cdef int _settle(self, ucs_status_t status) except -1:
         """UCX is done with the request: give it and its memory back."""
@@ -105,10 +123,6 @@ cdef class Request:
             self.status = status
         self.worker._inflight.discard(self)
         self.keep = None
-        if self.memory is not None:
-            self.memory.uses -= 1
-            self.worker._registry.release(self.memory)
-            self.memory = None
         return 0
 
     cdef int _raise(self) except -1:

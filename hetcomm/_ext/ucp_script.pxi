@@ -13,12 +13,15 @@ cdef enum:
     PATIENCE = 200     # turns that one `Run.test(True)` takes before it comes back to Python
 
 cdef enum:
-    RUN_DONE, RUN_WAITS, RUN_FAILED, RUN_CALLS
+    RUN_DONE, RUN_WAITS, RUN_FAILED, RUN_CALLS, RUN_STALLS
 
 cdef enum:
     A_MESSAGE        # what is under way,
     AN_OFFER         # that of one's own: its answer,
     A_TRIFLE         # or what is sent and not waited for
+
+
+cdef double STALL_SECONDS = 0.01  # that messages wait for a place on the shelf
 
 
 cdef struct Op:
@@ -50,6 +53,12 @@ cdef struct Active:
     void* handle
     Offered* offered     # of an offer,
     Slot* slot           # and where on the shelf it is; NULL: it is not
+
+
+cdef struct Parts:
+    size_t done          # bytes of a message that have gone or come as parts of it
+    uint64_t number      # of the offer of the first
+    bint reduced         # as they came, where they lay
 
 
 @cython.final
@@ -91,6 +100,9 @@ cdef class Script:
     cdef Run _start(self, size_t in_address, size_t out_address, size_t scratch_address, ucp_tag_t tag):
         cdef Run run
         cdef int index
+        if not (may_touch(<void*>in_address, 1) and may_touch(<void*>out_address, 1)
+                and may_touch(<void*>scratch_address, 1)):
+            raise TransportError("a script was given memory that is not the host's")
         if self.spare:
             run = <Run>self.spare.pop()
         else:
@@ -100,7 +112,7 @@ cdef class Script:
         run.buffers[2] = scratch_address
         run.tag = tag
         run.left = self.nops
-        run.nready = run.nactive = run.ndue = run.ncalled = 0
+        run.nready = run.nactive = run.ndue = run.ncalled = run.stalled_count = 0
         run.wrong_step = -1
         run.fault = UCS_OK
         if run.times != NULL:
@@ -110,6 +122,7 @@ cdef class Script:
         run.engine = self.worker._engine
         for peer in self.peers:
             (<Peer>peer).sent = True
+        memset(run.parts, 0, self.nops * sizeof(Parts))
         for index in range(self.nops):
             run.waits[index] = self.ops[index].waits
         for index in range(self.nops - 1, -1, -1):  # so that the first is started first
@@ -132,10 +145,14 @@ cdef class Run:
     cdef int nready
     cdef int nactive
     cdef int ndue
+    cdef int stalled_count
+    cdef double stalled_until
     cdef unsigned int failures
     cdef int* waits
     cdef int* ready
     cdef int* due          # vendor calls that are ready and have not been started
+    cdef int* stalled      # sends that wait for room on the shelf
+    cdef Parts* parts      # of the message of each step
     cdef Active* active
     cdef Offered* offered  # one for each step; NULL before the first
     cdef double* times     # when each step was started, then when it was complete; NULL: nobody asks
@@ -158,16 +175,21 @@ cdef class Run:
         self.waits = <int*>malloc((script.nops + 1) * sizeof(int))
         self.ready = <int*>malloc((script.nops + 1) * sizeof(int))
         self.due = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.stalled = <int*>malloc((script.nops + 1) * sizeof(int))
+        self.parts = <Parts*>malloc((script.nops + 1) * sizeof(Parts))
         self.active = <Active*>malloc((2 * script.nops + 1) * sizeof(Active))
         self.calling = []
         self.memories = {}
-        if self.waits == NULL or self.ready == NULL or self.due == NULL or self.active == NULL:
+        if (self.waits == NULL or self.ready == NULL or self.due == NULL or self.stalled == NULL
+                or self.parts == NULL or self.active == NULL):
             raise MemoryError()
 
     def __dealloc__(self):
         free(self.waits)
         free(self.ready)
         free(self.due)
+        free(self.stalled)
+        free(self.parts)
         free(self.active)
         free(self.offered)
         free(self.times)
@@ -269,9 +291,11 @@ cdef class Run:
         while True:
             in_vendors = bool(self.calling)
             worker._enter()
-            with nogil:
-                state = self._turns(PATIENCE if patient and not in_vendors else 1)
-            worker._busy = False
+            try:
+                with nogil:
+                    state = self._turns(PATIENCE if patient and not in_vendors else 1)
+            finally:
+                worker._busy = False
             if state == RUN_FAILED:
                 self._raise()
                 continue
@@ -289,6 +313,7 @@ cdef class Run:
     def under_way(self):
         """The steps whose messages or vendor calls are under way."""
         messages = [self.active[index].op for index in range(self.nactive) if self.active[index].what != A_TRIFLE]
+        messages += [self.stalled[index] for index in range(self.stalled_count)]
         return messages + [index for index, _ in self.calling]
 
     def waits_for_turn(self):
@@ -309,7 +334,7 @@ cdef class Run:
         cdef Worker worker = self.script.worker
         for place in range(self.nactive):
             op = &self.script.ops[self.active[place].op]
-            if op.kind != DO_RECV or self.active[place].what != A_MESSAGE:
+            if op.kind != DO_RECV or self.active[place].what != A_MESSAGE or self.parts[self.active[place].op].done:
                 continue
             tag = op.tag | self.tag
             worker._enter()
@@ -324,7 +349,7 @@ cdef class Run:
         """The messages under way, as requests; it is over. Vendor calls under way stay in `in_vendors`."""
         cdef int index
         requests = [self._request(&self.active[index]) for index in range(self.nactive)]
-        self.nactive = self.nready = self.ndue = 0
+        self.nactive = self.nready = self.ndue = self.stalled_count = 0
         return requests
 
     cdef Request _request(self, Active* active):
@@ -335,6 +360,7 @@ cdef class Run:
         if active.what == A_MESSAGE:
             request = worker._request(peer, active.handle, op.nbytes, op.tag | self.tag, op.kind == DO_RECV, None)
             request.address = self._place(op.buffer, op.offset)
+            request.taken, request.number = self.parts[active.op].done, self.parts[active.op].number
             return request
         if active.slot != NULL:
             active.slot.handle, active.slot.held = NULL, False
@@ -401,6 +427,10 @@ cdef class Run:
     cdef int _advance(self) noexcept nogil:
         """Start all that is ready and collect all that has completed, until neither is left; vendor calls are left."""
         cdef int index, state
+        if self.stalled_count:
+            state = self._resume()
+            if state != RUN_WAITS:
+                return state
         while True:
             while self.nready:
                 self.nready -= 1
@@ -431,11 +461,11 @@ cdef class Run:
             status = ucp_request_check_status(active.handle)
         if status == UCS_INPROGRESS:
             return RUN_WAITS
-        self.nactive -= 1
-        self.active[place] = self.active[self.nactive]
         if status != UCS_OK:
+            self._drop(place)
             self.failed, self.fault = active, status
             return RUN_FAILED
+        self._drop(place)
         ucp_request_free(active.handle)
         if active.what == A_TRIFLE:
             return RUN_DONE
@@ -444,9 +474,13 @@ cdef class Run:
         if active.what == AN_OFFER and active.offered.answer == TAKEN:
             state = RUN_WAITS
             self.script.links[op.peer].has_seen = True
-            self._complete(active.op)
+            if self.parts[active.op].done < op.nbytes:
+                state = self._shelve(active.op)
+            else:
+                self._complete(active.op)
         elif active.what == AN_OFFER:
             self.script.links[op.peer].sees = False
+            self.parts[active.op].done = 0
             state = self._post(active.op, FOLLOWS | active.offered.offer.number)
         elif op.kind == DO_RECV:
             state = self._arrived(active.op, info.length)
@@ -455,50 +489,69 @@ cdef class Run:
             self._complete(active.op)
         return RUN_FAILED if state == RUN_FAILED else RUN_DONE
 
+    cdef void _drop(self, int place) noexcept nogil:
+        """A message is not the run's any more."""
+        self.nactive -= 1
+        self.active[place] = self.active[self.nactive]
+
     cdef int _arrived(self, int index, size_t length) noexcept nogil:
-        """A message has come, or an offer in its place."""
+        """A message has come, or what is left of one, or an offer in its place."""
         cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef void* dst = self._place(op.buffer, op.offset)
-        cdef bint is_taken = False
+        cdef char* dst = self._place(op.buffer, op.offset + parts.done)
+        cdef size_t rest = op.nbytes - parts.done
         cdef Offer offer
         cdef const char* src
-        if length == op.nbytes:
-            self._complete(index)
-            return RUN_WAITS
-        if not is_offer(dst, length):
-            return self._wrong_length(index, length)
+        if length == rest:
+            if parts.reduced:
+                self._reduce(op, dst, parts.done, rest)
+            return self._received(index)
+        if not self.engine.takes_offers or not is_offer(dst, length):
+            return self._wrong_length(index, parts.done + length)
         offer = (<Offer*>dst)[0]
-        src = see(&self.engine.views, &offer) if offer.nbytes == op.nbytes else NULL
+        if offer.rest != rest or offer.nbytes > rest:
+            if link.failed == UCS_OK:
+                answer(link.ep, &offer, &TAKEN)
+            return self._wrong_length(index, parts.done + offer.rest)
+        if parts.done == 0:
+            parts.number = offer.number
+            parts.reduced = False
+        src = see(&self.engine.views, &offer)
         if src != NULL:
-            is_taken = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message
-            if is_taken:
-                self._reduce(op, src)
+            if parts.done == 0:
+                parts.reduced = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message
+            if parts.reduced:
+                self._reduce(op, src, parts.done, offer.nbytes)
             else:
-                copy_over(<char*>dst, src, op.nbytes)
+                copy_over(dst, src, offer.nbytes)
+            parts.done += offer.nbytes
+            self.engine.taken += 1
         if link.failed == UCS_OK:
-            answer(link.ep, &offer, &DECLINED if src == NULL and offer.nbytes == op.nbytes else &TAKEN)
-        if offer.nbytes != op.nbytes:
-            return self._wrong_length(index, offer.nbytes)
-        if src == NULL:
-            return self._post(index, FOLLOWS | offer.number)
-        if is_taken:
-            self.waits[op.taken_by] += 1  # nobody starts it: it is done
+            answer(link.ep, &offer, &DECLINED if src == NULL else &TAKEN)
+        return self._post(index, FOLLOWS | parts.number) if parts.done < op.nbytes else self._received(index)
+
+    cdef int _received(self, int index) noexcept nogil:
+        """All of a message is there, or has been reduced as it came."""
+        cdef int reduction = self.script.ops[index].taken_by
+        if self.parts[index].reduced:
+            self.waits[reduction] += 1  # nobody starts it: it is done
         self._complete(index)
-        if is_taken:
-            self._started(op.taken_by)
-            self._complete(op.taken_by)
+        if self.parts[index].reduced:
+            self._started(reduction)
+            self._complete(reduction)
         return RUN_WAITS
 
-    cdef void _reduce(self, Op* recv, const void* message) noexcept nogil:
-        """Do the reduction that takes a message, from where the message lies."""
+    cdef void _reduce(self, Op* recv, const void* message, size_t offset, size_t nbytes) noexcept nogil:
+        """Do the reduction that takes a message, from where a part of the message lies."""
         cdef Op* op = &self.script.ops[recv.taken_by]
-        cdef void* dst = self._place(op.buffer, op.offset)
-        cdef const void* src = self._place(op.other, op.other_offset)
-        if self._place(recv.buffer, recv.offset) == dst:
-            op.loop(dst, message, src, op.count, NULL)
+        cdef void* dst = self._place(op.buffer, op.offset + offset)
+        cdef const void* src = self._place(op.other, op.other_offset + offset)
+        cdef size_t count = nbytes // (recv.nbytes // op.count)
+        if self._place(recv.buffer, recv.offset + offset) == dst:
+            op.loop(dst, message, src, count, NULL)
         else:
-            op.loop(dst, dst, message, op.count, NULL)
+            op.loop(dst, dst, message, count, NULL)
 
     cdef int _wrong_length(self, int index, size_t length) noexcept nogil:
         self.wrong_step, self.wrong_nbytes = index, length
@@ -525,6 +578,10 @@ cdef class Run:
         elif op.nbytes or op.is_token:
             if op.kind == DO_SEND and op.nbytes >= LEAST_OFFERED and self.script.links[op.peer].sees:
                 state = self._offer(index)
+                if state == RUN_STALLS:
+                    state = RUN_WAITS
+                    if self.parts[index].done == 0:
+                        return state  # no message may overtake it
             else:
                 state = self._post(index, op.tag | self.tag)
             self._started(index)
@@ -534,9 +591,10 @@ cdef class Run:
         return RUN_WAITS
 
     cdef int _post(self, int index, ucp_tag_t tag) noexcept nogil:
-        """Send or receive the message of a step."""
+        """Send or receive the message of a step, or what is left of it."""
         cdef Op* op = &self.script.ops[index]
-        cdef void* address = self._place(op.buffer, op.offset)
+        cdef size_t done = self.parts[index].done
+        cdef void* address = self._place(op.buffer, op.offset + done)
         cdef Link* link = self.script.links[op.peer]
         cdef ucp_request_param_t param
         cdef ucp_tag_recv_info_t info
@@ -546,11 +604,11 @@ cdef class Run:
         if op.kind == DO_RECV:
             param.op_attr_mask |= UCP_OP_ATTR_FIELD_RECV_INFO
             param.tag_info = &info
-            handle = ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes, tag, <ucp_tag_t>-1, &param)
+            handle = ucp_tag_recv_nbx(self.engine.worker, address, op.nbytes - done, tag, <ucp_tag_t>-1, &param)
         elif link.failed != UCS_OK:  # what goes to a dead process on this machine would wait forever
             handle = <void*><ssize_t>link.failed
         else:
-            handle = ucp_tag_send_nbx(link.ep, address, op.nbytes, tag, &param)
+            handle = ucp_tag_send_nbx(link.ep, address, op.nbytes - done, tag, &param)
         if handle != NULL:
             return self._under_way(index, A_MESSAGE, handle, NULL, NULL)
         if op.kind == DO_RECV:
@@ -559,15 +617,11 @@ cdef class Run:
         return RUN_WAITS
 
     cdef int _offer(self, int index) noexcept nogil:
-        """The same for a message to a process on this machine that is worth an offer, if one can be made."""
+        """The same for a message to a process on this machine that is worth an offer."""
         cdef Op* op = &self.script.ops[index]
         cdef Link* link = self.script.links[op.peer]
-        cdef const char* address = self._place(op.buffer, op.offset)
         cdef Offer offer
-        cdef Slot* slot = NULL
-        if link.failed != UCS_OK:
-            return self._post(index, op.tag | self.tag)
-        if offers(address, op.nbytes, &offer) and not (
+        if link.failed == UCS_OK and offers(self._place(op.buffer, op.offset), op.nbytes, &offer) and not (
             op.is_fresh and op.nbytes <= MOST_SHELVED and is_far(&link.distance)
         ):
             if self.offered == NULL:
@@ -576,33 +630,85 @@ cdef class Run:
                 return self._post(index, op.tag | self.tag)
             self.offered[index].offer = offer
             return self._make_offer(index, &self.offered[index], NULL)
-        if op.nbytes <= MOST_SHELVED:
-            slot = self.engine.shelf.free(self.engine.worker)
-        if slot == NULL:
-            return self._post(index, op.tag | self.tag)
-        put_over(slot.memory, address, op.nbytes, &link.distance)
-        if not offers(slot.memory, op.nbytes, &slot.offered.offer):
-            return self._post(index, op.tag | self.tag)
-        slot.link = link
-        return self._make_offer(index, &slot.offered, slot)
+        return self._shelve(index) if op.nbytes <= LONGEST_SHELVED else self._post(index, op.tag | self.tag)
+
+    cdef int _shelve(self, int index) noexcept nogil:
+        """Copy a message to the shelf and offer it from there, a part at a time; RUN_STALLS if there is no room."""
+        cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
+        cdef Link* link = self.script.links[op.peer]
+        cdef Slot* slot
+        cdef size_t rest
+        cdef int state = RUN_WAITS
+        while parts.done < op.nbytes and state == RUN_WAITS:
+            slot = self.engine.shelf.free(self.engine.worker) if link.failed == UCS_OK else NULL
+            if slot == NULL and link.failed == UCS_OK and self.engine.shelf.is_full():
+                if self.stalled_count == 0:
+                    self.stalled_until = now() + STALL_SECONDS
+                self.stalled[self.stalled_count] = index
+                self.stalled_count += 1
+                return RUN_STALLS
+            rest = op.nbytes - parts.done
+            if slot == NULL or not offers(slot.memory, part_of(rest), &slot.offered.offer):
+                return self._post(index, self._next_tag(index))
+            put_over(slot.memory, self._place(op.buffer, op.offset + parts.done), part_of(rest), &link.distance)
+            slot.offered.offer.rest = rest
+            slot.link = link
+            state = self._make_offer(index, &slot.offered, slot)
+            if slot.held:  # it is not known yet whether the receiver sees it
+                break
+        return state
+
+    cdef int _resume(self) noexcept nogil:
+        """Go on with what has waited for room on the shelf; without it, if it has waited for long."""
+        cdef bint is_late = now() > self.stalled_until
+        cdef int place, index, state, count = self.stalled_count
+        cdef bint is_first
+        if not is_late and self.engine.shelf.is_full():
+            return RUN_WAITS
+        self.stalled_count = 0
+        for place in range(count):
+            index = self.stalled[place]
+            is_first = self.parts[index].done == 0
+            state = self._post(index, self._next_tag(index)) if is_late else self._shelve(index)
+            if state == RUN_FAILED:
+                return state
+            if is_first and (state != RUN_STALLS or self.parts[index].done):
+                self._started(index)
+        return RUN_WAITS
+
+    cdef ucp_tag_t _next_tag(self, int index) noexcept nogil:
+        """That of a message, or of what is left of it."""
+        return FOLLOWS | self.parts[index].number if self.parts[index].done else self.script.ops[index].tag | self.tag
 
     cdef int _make_offer(self, int index, Offered* offered, Slot* slot) noexcept nogil:
         """Send an offer and wait for its answer; not if it is of a copy, and the receiver is known to take them."""
         cdef Op* op = &self.script.ops[index]
+        cdef Parts* parts = &self.parts[index]
         cdef Link* link = self.script.links[op.peer]
+        cdef ucp_tag_t tag = self._next_tag(index)
         cdef ucp_request_param_t param
         cdef void* handle
         param.op_attr_mask = 0
         handle = ucp_tag_recv_nbx(
             self.engine.worker, &offered.answer, 1, ANSWERS | offered.offer.number, <ucp_tag_t>-1, &param)
+        if parts.done == 0:
+            parts.number = offered.offer.number
+        parts.done += offered.offer.nbytes
         if slot != NULL and not UCS_PTR_IS_ERR(handle):
             slot.handle, slot.held = handle, not link.has_seen
-        if slot != NULL and link.has_seen and not UCS_PTR_IS_ERR(handle):
+        if slot == NULL or not link.has_seen or UCS_PTR_IS_ERR(handle):
+            if self._under_way(index, AN_OFFER, handle, offered, slot) == RUN_FAILED:
+                return RUN_FAILED
+        elif parts.done == op.nbytes:
             self._complete(index)
-        elif self._under_way(index, AN_OFFER, handle, offered, slot) == RUN_FAILED:
-            return RUN_FAILED
-        handle = ucp_tag_send_nbx(link.ep, &offered.offer, sizeof(Offer), op.tag | self.tag, &param)
-        return RUN_WAITS if handle == NULL else self._under_way(index, A_TRIFLE, handle, NULL, NULL)
+        handle = ucp_tag_send_nbx(link.ep, &offered.offer, sizeof(Offer), tag, &param)
+        if handle == NULL:
+            return RUN_WAITS
+        if slot != NULL and not UCS_PTR_IS_ERR(handle):
+            ucp_request_free(handle)  # the slot outlives it
+            return RUN_WAITS
+        return self._under_way(index, A_TRIFLE, handle, NULL, NULL)
 
     cdef int _under_way(self, int index, int what, void* handle, Offered* offered, Slot* slot) noexcept nogil:
         cdef Active* active = &self.active[self.nactive]

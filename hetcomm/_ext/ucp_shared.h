@@ -24,7 +24,8 @@
 typedef struct {
     uint64_t mark[2];
     uint64_t device, inode;  /* of the file */
-    uint64_t offset, nbytes; /* of the message in it */
+    uint64_t offset, nbytes; /* of the message, or of a part of it, in the file */
+    uint64_t rest;           /* of the message from there on: as much, if no other part follows */
     uint64_t number;         /* of the offer, in 44 bits: no other on this machine has it */
     int32_t pid, fd;         /* where the file is open */
 } hetcomm_offer;
@@ -72,16 +73,63 @@ static inline int hetcomm_offers(const char *start, size_t nbytes, hetcomm_offer
     }
     *offer = (hetcomm_offer){
         {hetcomm_offer_mark[0], hetcomm_offer_mark[1]},
-        own->device, own->inode, (uint64_t)(start - own->start), nbytes,
+        own->device, own->inode, (uint64_t)(start - own->start), nbytes, nbytes,
         (uint64_t)own->pid << 22 | (__atomic_fetch_add(&made, 1, __ATOMIC_RELAXED) & 0x3fffff), own->pid, own->fd,
     };
+    return 1;
+}
+
+/* Memory that only UCX may touch, as a device's is: a fake device, whose memory is the host's, has what the host does to
+ * it refused and counted. */
+enum { HETCOMM_MOST_GUARDED = 1024 };
+static struct {
+    struct {
+        const char *start, *stop;
+    } ranges[HETCOMM_MOST_GUARDED];
+    size_t count, refused;
+} hetcomm_guarded;
+
+/* Guard a range, once more if it is already; -1 if there are too many. */
+static int hetcomm_guard(const char *start, size_t nbytes)
+{
+    if (hetcomm_guarded.count == HETCOMM_MOST_GUARDED) {
+        return -1;
+    }
+    hetcomm_guarded.ranges[hetcomm_guarded.count].start = start;
+    hetcomm_guarded.ranges[hetcomm_guarded.count].stop = start + nbytes;
+    hetcomm_guarded.count++;
+    return 0;
+}
+
+/* Undo that once. */
+static void hetcomm_unguard(const char *start, size_t nbytes)
+{
+    for (size_t i = 0; i < hetcomm_guarded.count; i++) {
+        if (hetcomm_guarded.ranges[i].start == start && hetcomm_guarded.ranges[i].stop == start + nbytes) {
+            hetcomm_guarded.ranges[i] = hetcomm_guarded.ranges[--hetcomm_guarded.count];
+            return;
+        }
+    }
+}
+
+/* Whether the host may touch a range; counts if not. */
+static inline int hetcomm_may_touch(const void *start, size_t nbytes)
+{
+    const char *first = (const char *)start;
+    for (size_t i = 0; i < hetcomm_guarded.count; i++) {
+        if (hetcomm_guarded.ranges[i].start < first + nbytes && first < hetcomm_guarded.ranges[i].stop) {
+            hetcomm_guarded.refused++;
+            return 0;
+        }
+    }
     return 1;
 }
 
 /* Whether these bytes, which came in place of a longer message, are an offer. */
 static inline int hetcomm_is_offer(const void *bytes, size_t length)
 {
-    return length == sizeof(hetcomm_offer) && !memcmp(bytes, hetcomm_offer_mark, sizeof(hetcomm_offer_mark));
+    return length == sizeof(hetcomm_offer) && hetcomm_may_touch(bytes, length) &&
+        !memcmp(bytes, hetcomm_offer_mark, sizeof(hetcomm_offer_mark));
 }
 
 /* What is offered, mapped here; NULL if that cannot be. */

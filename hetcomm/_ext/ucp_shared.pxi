@@ -3,13 +3,22 @@
 # In their place an offer is sent, which says where the message lies. The receiver copies it from there, or reduces it
 # with what it has, and answers. If it cannot see that memory it answers that, and the message itself follows. Whoever
 # receives a message of a collective must expect an offer, which is told from a message of the wrong length by its mark.
+#
+# What does not lie in shared memory is copied to the shelf first, long messages in parts: the offer of each, or the
+# rest of the message itself, follows under the number of the first. A sender that finds the shelf full waits for a
+# place, but not for ever: what lies there may be for calls that the receiver comes to only after this message.
 
 cdef extern from "ucp_shared.h" nogil:
     ctypedef struct Offer "hetcomm_offer":
         uint64_t nbytes
+        uint64_t rest
         uint64_t number
     ctypedef struct Views "hetcomm_views":
         pass
+    int guard_memory "hetcomm_guard" (const char* start, size_t nbytes)
+    void unguard_memory "hetcomm_unguard" (const char* start, size_t nbytes)
+    bint may_touch "hetcomm_may_touch" (const void* start, size_t nbytes)
+    size_t times_refused "hetcomm_guarded.refused"
     int share_memory "hetcomm_share" (char* start, size_t nbytes, int fd)
     bint offers "hetcomm_offers" (const char* start, size_t nbytes, Offer* offer)
     bint is_offer "hetcomm_is_offer" (const void* content, size_t length)
@@ -22,7 +31,8 @@ cdef extern from "ucp_shared.h" nogil:
 
 cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
-    MOST_SHELVED = 1 << 18    # bytes of one that is first copied to where it can be seen
+    MOST_SHELVED = 1 << 18    # bytes of one, or of a part of one, that is first copied to where it can be seen
+    LONGEST_SHELVED = 1 << 20  # bytes of one that is: past the caches a second copy costs more than the kernel's help
     SLOTS = 32                # for so many of them
 
 # Of tags, as `hetcomm.runtime.tags` divides them:
@@ -31,7 +41,7 @@ cdef ucp_tag_t CHANNEL = <ucp_tag_t>0xFF << 21             # whose channel this 
 cdef ucp_tag_t CHECK = 0x1FFF                              # and these what the ranks must agree on
 cdef ucp_tag_t CLASS = <ucp_tag_t>0xB << 44                # of messages of the transport itself
 cdef ucp_tag_t ANSWERS = <ucp_tag_t>1 << 48 | CLASS        # to offers, with their numbers
-cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # the message, because the offer was of no use
+cdef ucp_tag_t FOLLOWS = <ucp_tag_t>2 << 48 | CLASS        # parts after the first, or the rest, with its number
 cdef char TAKEN = 1
 cdef char DECLINED = 2
 
@@ -43,6 +53,22 @@ def share(size_t address, size_t nbytes, int fd):
     """
     if share_memory(<char*>address, nbytes, fd) != 0:
         raise OSError(f"the file of the memory at {address:#x} cannot be examined")
+
+
+def guard(size_t address, size_t nbytes):
+    """Let nobody but UCX touch memory in messages of programs, as if a processor could not, until `unguard`."""
+    if guard_memory(<const char*>address, nbytes) != 0:
+        raise MemoryError("too many ranges of memory are guarded")
+
+
+def unguard(size_t address, size_t nbytes):
+    """Undo one `guard` of that range."""
+    unguard_memory(<const char*>address, nbytes)
+
+
+def refused():
+    """How often the binding has refused to touch guarded memory."""
+    return times_refused
 
 
 cdef int answer(ucp_ep_h ep, const Offer* offer, const char* what) noexcept nogil:
@@ -101,6 +127,17 @@ cdef class Shelf:
             return slot if slot.memory != NULL else NULL
         return NULL
 
+    cdef bint is_full(self) noexcept nogil:
+        """Whether there is a shelf, but no slot that `free` would give."""
+        cdef Slot* slot
+        cdef int number
+        for number in range(SLOTS):
+            slot = &self.slots[number]
+            if not slot.held and (slot.handle == NULL or slot.link.failed != UCS_OK
+                                  or ucp_request_check_status(slot.handle) != UCS_INPROGRESS):
+                return False
+        return self.slots[0].memory != NULL
+
     cdef bint is_idle(self) noexcept nogil:
         """Whether all that lies there has been taken by those who live."""
         cdef int number
@@ -122,3 +159,9 @@ cdef class Shelf:
             slot.memory = NULL
         self.keep = None
         return 0
+
+
+cdef size_t part_of(size_t nbytes) noexcept nogil:
+    """Bytes of the first of the equal parts of so many; all parts begin on a cache line."""
+    cdef size_t count = (nbytes + MOST_SHELVED - 1) // MOST_SHELVED
+    return nbytes if count == 1 else (nbytes // count + 63) // 64 * 64

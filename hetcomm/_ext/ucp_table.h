@@ -36,8 +36,6 @@
     X(ucp_request_check_status, "1.2") \
     X(ucp_request_cancel, "1.0") \
     X(ucp_request_free, "1.0") \
-    X(ucp_mem_map, "1.0") \
-    X(ucp_mem_unmap, "1.0") \
     X(ucs_status_string, "1.0") \
     X(ucp_worker_query, "1.0") \
     X(ucp_worker_print_info, "1.0")

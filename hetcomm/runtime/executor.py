@@ -155,8 +155,6 @@ class Executor:
         if not bound.tried:
             bound.tried = True
             bound.script = script_of(bound, self.transport, self.peers, self.communicators)
-        if bound.script is not None and getattr(self.transport, "has_registrations", False):
-            return None
         return bound.script
 
     def may_call(self, execution: Execution) -> bool:

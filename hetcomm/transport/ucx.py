@@ -42,14 +42,14 @@ class UcxTransport(ucp.Worker):
     """A `hetcomm.transport.base.Transport` over UCX.
 
     UCX's own environment variables (`UCX_TLS`, `UCX_NET_DEVICES`, ...) hold. Beside the protocol's methods there are
-    `send_buffer` and `recv_buffer`, the short way for host arrays, `register` and `deregister` for memory that many
-    messages use, and `lanes`, `describe` and `statistics` for people who ask.
+    `send_buffer` and `recv_buffer`, the short way for host arrays, and `lanes`, `describe` and `statistics` for people
+    who ask.
 
     Args:
         config: Where to look for UCX; the defaults if None.
         worker: A running UCP worker to share, as `hetcomm.transport.adoption.handle_of` takes it; None: a new one. It
             keeps the settings it was made with, is held until `close`, and goes on running after it. Its owner may use
-            and progress it meanwhile, from any thread, but must not destroy it. Memory cannot be registered on it.
+            and progress it meanwhile, from any thread, but must not destroy it.
         endpoints: By peer, the endpoints of `worker` that lead there, to send over instead of new ones; they are held
             as `worker` is, and not closed.
 

@@ -6,6 +6,7 @@ to), `ucx` has a device and hetcomm's own programs, `mpi` has host arrays.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import pytest
 
 import hetcomm
 from hetcomm import devices
+from hetcomm._ext import ucp
 from hetcomm.communicator import Communicator
 from hetcomm.errors import HetcommError, PeerFailureError, PlanMismatchError, UsageError
 from hetcomm.runtime import job
@@ -205,6 +207,30 @@ def messages(rank: Rank) -> None:
             assert np.array_equal(got, mine(source) + number)
 
 
+def long_collectives(rank: Rank) -> None:
+    """Messages of any length between device and host ranks, of which only those between host ranks are offers."""
+    before = ucp.refused()
+    made: list[tuple[Invocation, Any, Any]] = []
+    with rank.communicator() as comm:
+        for turn, (kind, count) in enumerate(itertools.product(CollectiveKind, (1100, 80_000))):
+            op = ReduceKind.SUM if kind.reduces else None
+            root = turn % comm.nranks if kind.has_root else None
+            collective = Collective(kind, comm.nranks, count, DataType.INT32, op, root)
+            inputs = inputs_of(collective, turn)
+            call = invocation(collective.with_in_place(turn % 2 == 0), comm.rank, inputs[comm.rank])
+            made.append((call, reference(collective, inputs)[comm.rank], submit(rank, comm, call)))
+        for _, _, seen in made:
+            if rank.device is not None and seen is not None:
+                rank.device.synchronize(rank.stream)
+        taken = comm._parts.job.transport.statistics()["taken"]
+    for call, expected, seen in made:
+        if seen is not None:
+            call.target[:] = seen.values
+        assert equal(call.output(), expected), call
+    assert ucp.refused() == before
+    assert taken == 0 if rank.device is not None else taken > 0
+
+
 def capture_is_refused(rank: Rank) -> None:
     """A captured stream is refused on every rank, and the communicator stays usable."""
     with rank.communicator() as comm:
@@ -281,6 +307,7 @@ SCENARIOS: tuple[Callable[[Rank], None], ...] = (
     many_at_once,
     works,
     messages,
+    long_collectives,
     capture_is_refused,
     another_plan,
     a_rank_leaves,

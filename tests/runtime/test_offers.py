@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,11 @@ Make = Callable[[int, Any], Any]
 
 
 @contextmanager
-def connected(nranks: int = NRANKS) -> Iterator[list[Executor]]:
-    """Ranks in this process that know nothing of each other yet."""
+def connected(nranks: int = NRANKS, declining: Sequence[int] = ()) -> Iterator[list[Executor]]:
+    """Ranks in this process that know nothing of each other yet; some take no offers."""
     transports = [UcxTransport() for _ in range(nranks)]
+    for rank in declining:
+        transports[rank].decline_offers()
     for transport in transports:
         for peer, other in enumerate(transports):
             transport.connect(peer, other.address)
@@ -136,8 +138,43 @@ def test_an_offer_of_another_length_is_an_error(counts: tuple[int, int], make: M
         finish(executors, [sender])  # it is told too, and does not wait
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [np.empty, hetcomm.shared_empty])
+def test_who_declines_offers_is_made_none(make: Make, recorded: bool) -> None:
+    with connected(declining=[1]) as executors:
+        executors[1].spans = [] if recorded else None
+        for turn, count in enumerate(COUNTS):
+            call(executors, CollectiveKind.ALL_REDUCE, count, [make] * NRANKS, turn)
+        taken = [executor.transport.statistics()["taken"] for executor in executors]
+        assert taken[1] == 0
+        assert taken[0] > 0
+        with pytest.raises(UsageError, match="before peers are connected"):
+            executors[0].transport.decline_offers()
+
+
+def test_memory_that_is_not_the_hosts_is_not_touched() -> None:
+    """As on a device: neither by the binding's loops nor by the look for an offer."""
+    with connected(2) as executors:
+        executors[1].spans = []
+        sender, receiver = one_message(executors, 3000, 3000)
+        before, where = ucp.refused(), receiver._memories[Buffer.OUT]
+        assert where is not None
+        ucp.guard(where.address, where.nbytes)
+        try:
+            with pytest.raises(TransportError, match="received"):
+                finish(executors, [receiver])
+            assert ucp.refused() > before
+            executors[1].spans = None
+            bound = executors[1].bind(receiver.bound.program)
+            with pytest.raises(TransportError, match="not the host's"):
+                executors[1].run(bound, 7, None, where)
+        finally:
+            ucp.unguard(where.address, where.nbytes)
+        sender.abort()
+
+
 def test_the_shelf_is_full_for_a_while() -> None:
-    """A rank runs far ahead of another: what finds no place is sent, and all of it arrives in order."""
+    """A rank runs far ahead of another: what finds no place waits for one, and all of it arrives in order."""
     with connected(2) as executors:
         finish(executors, one_message(executors, 3000, 3000))  # so that offers need no answer any more
         total = Collective(CollectiveKind.ALL_REDUCE, 2, 3000, DataType.FLOAT64, ReduceKind.SUM)
@@ -153,9 +190,40 @@ def test_the_shelf_is_full_for_a_while() -> None:
         for number in range(60):
             steps = (Recv(Slice(Buffer.OUT, 0, 3000), 0),)
             into = memory(target, argument="o", rank=1, writable=True)
-            finish(executors, [executors[1].start(Program(1, total, steps), None, into)])
+            receive = executors[1].start(Program(1, total, steps), None, into)
+            while not all(send.test() for send in sends[: number + 1]):
+                for executor in executors:
+                    executor.transport.progress()
+                receive.test()
+            finish(executors, [receive])
             assert np.all(target == number)
-        finish(executors, list(sends))
+        assert all(send.test() for send in sends)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("count", [3000, 70_001, 140_000])
+def test_a_full_shelf_keeps_nobody_from_what_is_needed_first(count: int, recorded: bool) -> None:
+    """All places are taken by messages that the receiver comes to only after another one, which finds none."""
+
+    def start(rank: int, number: int, array: Any) -> Execution:
+        total = Collective(CollectiveKind.ALL_REDUCE, 2, len(array), DataType.FLOAT64, ReduceKind.SUM)
+        step = Recv(Slice(Buffer.OUT, 0, len(array)), 0) if rank else Send(Slice(Buffer.IN, 0, len(array)), 1)
+        whole = memory(array, argument="i", rank=rank, writable=bool(rank))
+        bound = executors[rank].bind(Program(rank, total, (step,)))
+        return executors[rank].run(bound, number, None if rank else whole, whole if rank else None)
+
+    with connected(2) as executors:
+        executors[1].spans = [] if recorded else None
+        finish(executors, one_message(executors, 3000, 3000))  # so that offers need no answer any more
+        later = [start(0, 100 + number, np.full(3000, float(number))) for number in range(40)]
+        assert sum(send.test() for send in later) == 32
+        target = np.zeros(count)
+        finish(executors, [start(0, 99, np.arange(float(count))), start(1, 99, target)])
+        assert np.array_equal(target, np.arange(count))
+        for number in range(40):
+            target = np.zeros(3000)
+            finish(executors, [start(1, 100 + number, target), *later[: number + 1]])
+            assert np.all(target == number)
 
 
 def test_what_lies_on_the_shelf_is_waited_for_at_the_end() -> None:

@@ -349,26 +349,6 @@ def test_dropped_requests_are_collected(pair: Any) -> None:
     assert second.statistics()["inflight"] < 2500
 
 
-def test_registered_memory_is_found_and_given_back(pair: Any) -> None:
-    first, second = pair
-    source, target = numpy.arange(1_000_000), numpy.zeros(1_000_000, dtype=numpy.int64)
-    for transport, array in ((first, source), (second, target)):
-        transport.register(array.ctypes.data, array.nbytes)
-        transport.register(array.ctypes.data + 8, 8)
-        assert transport.statistics()["registrations"] == 1
-    send = first.send(source.ctypes.data, source.nbytes, 1, 1)
-    assert first.deregister(source.ctypes.data + 64, 8) == 1
-    assert first.deregister(source.ctypes.data, source.nbytes) == 0
-    receive = second.recv(target.ctypes.data, target.nbytes, 0, 1)
-    while not (send.test() and receive.test()):
-        first.progress()
-        second.progress()
-    assert (source == target).all()
-    assert second.statistics()["hits"] == 2
-    assert second.statistics()["registered_nbytes"] == target.nbytes
-    assert first.statistics()["registered"] == 0
-
-
 def test_a_second_thread_is_refused(pair: Any) -> None:
     first, _ = pair
     refused: list[BaseException] = []
