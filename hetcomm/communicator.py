@@ -457,8 +457,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             else:
                 with self._engine.lock:
                     self._parts.close()
-            if self._parent is not None and parting is not Parting.LATER:
-                self._parent._children.pop(self, None)
+            if self._parent is not None and parting is not Parting.LATER and not self._children:
+                self._parent._children.pop(self, None)  # else the end of some part of it is LATER
         if waits:
             leaving.end_postponed(max(0.0, deadline - time.monotonic()))
 

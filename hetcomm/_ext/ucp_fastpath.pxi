@@ -497,9 +497,13 @@ cdef class PinnedCall:
             return False
         path.gate._take()
         try:
-            run = path._begin(self.known, &self.pair)
-            self.run = run
             (<list>path.quiet[0]).append(self)
+            try:
+                run = path._begin(self.known, &self.pair)
+            except BaseException:
+                (<list>path.quiet[0]).remove(self)
+                raise
+            self.run = run
             state = run._advance()
             run.script.worker._busy = False
             if state == RUN_CALLS:

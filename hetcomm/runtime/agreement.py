@@ -305,10 +305,11 @@ class Agreement:
         """
         if self._gone_out:
             return
+        by_closing = self._leaving
         self._leaving = self._gone_out = True
         self._why = why
         call = next(iter(self._open), self._ledger.next_call)
-        frame = Frame(Subject.GONE, self._rank, call, text=why, ranks=frozenset(blamed), origin=origin)
+        frame = Frame(Subject.GONE, self._rank, call, int(by_closing), text=why, ranks=frozenset(blamed), origin=origin)
         self._mailbox.send(frame, self._mailbox.others())
 
     def close(
@@ -383,8 +384,7 @@ class Agreement:
             case Subject.PLAN | Subject.NOTE:
                 if self._leaving and call >= self._ledger.next_call:
                     self._say_gone(frame.source)
-                    if self.broken is None:
-                        self._fail_departed(frame)
+                    self._fail_departed(frame, _departure(frame.source, frame.text, self._rank))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
                 if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
@@ -393,7 +393,9 @@ class Agreement:
                     note = Frame(Subject.NOTE, self._rank, call, _ANSWER, mine.fingerprint, mine.text)
                     self._mailbox.send(note, (frame.source,))
             case Subject.VERDICT:
-                if not frame.flag:
+                if not frame.flag and self._leaving and call >= self._ledger.next_call:
+                    self._fail_departed(frame, frame.text)
+                elif not frame.flag:
                     self._mismatches.setdefault(call, frame)
                 elif call in self._open and not self._open[call].begun:
                     self._approved.add(call)
@@ -422,10 +424,12 @@ class Agreement:
         self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 0, text=text), self._mailbox.others())
         self._fail_mismatched(call, text)
 
-    def _fail_departed(self, frame: Frame) -> None:
+    def _fail_departed(self, frame: Frame, what: str) -> None:
         """This rank closes the communicator, and another one goes on calling."""
+        if self.broken is not None:
+            return
         error = DepartedError(
-            f"rank {self._rank} closes the communicator, but rank {frame.source} calls {frame.text}",
+            what,
             rank=self._rank,
             ranks=(self._rank,),
             collective=frame.call,
@@ -442,7 +446,7 @@ class Agreement:
         for call in [call for call in self._mismatches if call < self._ledger.next_call]:
             frame = self._mismatches.pop(call)
             if call not in self._over_everywhere:
-                self._fail_mismatched(call, frame.text)
+                self._fail_mismatched(call, frame.text, frame.ranks)
         for call in [call for call in self._plans if call < self._ledger.next_call]:
             self._check_plans(call)
         if self.unsettled and self.broken is None:
@@ -451,8 +455,10 @@ class Agreement:
             for frame in (*self._gone.values(), *self.closing.frames.values()):
                 if self.unsettled and frame.source and frame.call > self.unsettled[-1]:
                     continue  # it may have left because of what rank 0 has yet to tell
-                for ticket in self._open.values():
-                    if ticket.call >= frame.call and ticket.error is None:
+                for ticket in [each for each in self._open.values() if each.call >= frame.call]:
+                    if ticket.error is None and (frame.subject is Subject.CLOSING or (frame.flag and not frame.ranks)):
+                        self._report_departure(ticket, frame.source)
+                    elif ticket.error is None:
                         self._fail_deserted(ticket, frame)
         self._ledger.alarm = bool(
             self._refusals or self._mismatches or self._gone or self.closing.frames or self._plans
@@ -502,16 +508,27 @@ class Agreement:
         )
         self._fail(frame.call, error)
 
-    def _fail_mismatched(self, call: int, text: str) -> None:
-        usable = self._may_survive(call)
-        error = PlanMismatchError(
+    def _fail_mismatched(self, call: int, text: str, closers: frozenset[int] = frozenset()) -> None:
+        usable = self._may_survive(call) and not closers
+        error = (DepartedError if closers else PlanMismatchError)(
             f"the ranks disagree on call {call}: {text}",
             rank=self._rank,
+            ranks=closers,
             collective=call,
             remedy="All ranks must make the same calls in the same order, with equal counts, dtypes, ops and roots."
             + ("" if usable else " Data had moved: this communicator can only be closed."),
         )
         self._fail(call, error)
+        if closers and self.broken is None:
+            self.broken, self.cause = error.message, error
+
+    def _report_departure(self, ticket: Ticket, closer: int) -> None:
+        """A rank that the call needs has closed the communicator: all learn of it."""
+        text = _departure(self._rank, ticket.intent.text, closer)
+        ranks = frozenset((closer,))
+        verdict = Frame(Subject.VERDICT, self._rank, ticket.call, 0, text=text, ranks=ranks)
+        self._mailbox.send(verdict, self._mailbox.others())
+        self._fail_mismatched(ticket.call, text, ranks)
 
     def _fail_deserted(self, ticket: Ticket, frame: Frame) -> None:
         """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike."""
@@ -524,16 +541,6 @@ class Agreement:
         It may have left because of others: then these are named, all that any rank has told of.
         """
         blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
-        if frame.subject is Subject.CLOSING or frame.flag:
-            mine = self._intent_of(call)
-            return DepartedError(
-                f"rank {self._rank} calls {'it' if mine is None else mine.text}, but rank {frame.source} has left the "
-                f"communicator before call {call}: it closed it",
-                rank=self._rank,
-                ranks=(frame.source,),
-                collective=call,
-                remedy="Close this communicator. All ranks must make the same calls.",
-            )
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
         if blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"
@@ -600,3 +607,7 @@ class Agreement:
             del self._settled[call]
         self.unsettled.clear()
         return True
+
+
+def _departure(caller: int, call: str, closer: int) -> str:
+    return f"rank {caller} calls {call}, but rank {closer} closes the communicator"

@@ -41,7 +41,7 @@ class Subject(enum.IntEnum):
     REFUSED = 3  # my arguments for this call were refused; flag: kind of error, text: the message
     SETTLE = 4  # to rank 0, after a call that failed everywhere; flag: whether I had begun it
     SETTLED = 5  # flag: whether any rank had begun it
-    GONE = 6  # I have left the communicator before this call; flag: whether by closing it, when all went well;
+    GONE = 6  # I have left the communicator before this call; flag: whether by closing it;
     #           text: why; ranks: who is to blame, if it is not me
     CLOSING = 7  # this and the next three end it: see `hetcomm.runtime.closing`
     CLOSED = 8

@@ -11,6 +11,7 @@ import pytest
 from hetcomm.communicator import Communicator, Work
 from hetcomm.errors import (
     CollectiveTimeoutError,
+    DepartedError,
     HetcommError,
     PeerFailureError,
     PlanMismatchError,
@@ -219,20 +220,19 @@ def test_a_rank_that_leaves_is_named() -> None:
 def test_closing_early_is_noticed_by_those_who_go_on(closer: int) -> None:
     def job(comm: Communicator) -> Any:
         comm.barrier()
-        if comm.rank == closer:
-            comm.close()
-            return None
-        return caught(lambda: comm.barrier())
+        return caught(comm.close if comm.rank == closer else comm.barrier)
 
     for rank, error in enumerate(run_threads(TOPOLOGY, job)):
-        assert rank == closer or type(error) is PeerFailureError, (rank, error)
+        assert type(error) is DepartedError, (rank, error)
+        assert error.ranks == {closer}
+        assert "closes" in str(error) if rank == closer else "barrier" in str(error)
 
 
 def test_a_timeout_names_what_is_missing_and_ends_the_communicator() -> None:
     def job(comm: Communicator) -> Any:
         comm.barrier()
         if comm.rank == 1:
-            return None
+            return caught(comm.close)
         first = caught(lambda: comm.barrier(timeout=0.3))
         return first, caught(lambda: comm.barrier())
 
@@ -240,8 +240,9 @@ def test_a_timeout_names_what_is_missing_and_ends_the_communicator() -> None:
     results = run_threads(TOPOLOGY, job)
     for rank in (0, 2):
         first, second = results[rank]
-        assert isinstance(first, (CollectiveTimeoutError, PeerFailureError))
+        assert isinstance(first, (CollectiveTimeoutError, DepartedError))
         assert type(second) is TransportError
+    assert type(results[1]) in (DepartedError, type(None))
 
 
 def test_use_after_close_is_refused_and_closing_twice_does_nothing() -> None:

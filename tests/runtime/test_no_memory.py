@@ -10,6 +10,7 @@ import pytest
 
 import hetcomm
 from hetcomm.errors import TransportError
+from hetcomm.runtime import tags
 from hetcomm.runtime.buffers import memory
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Program, Recv, Send, Slice
@@ -45,11 +46,11 @@ def test_a_message_of_the_wrong_length_is_never_taken_for_done(sent: int) -> Non
         assert script is not None
         for number in range(40):
             message = memory(source, argument="i", rank=0, writable=False)
-            sender = executors[0].run(send, number, message, None)
+            sender = executors[0].run(send, number, 0, message, None)
             for _ in range(20):
                 for executor in executors:
                     executor.transport.progress()
-            run = script.start(0, target.ctypes.data, 0, number << 8, b"")
+            run = script.start(0, target.ctypes.data, 0, tags.run(number, 0), b"")
             result: Any = False
             while result is False:
                 result = failing(number, lambda run=run: run.test(False))  # type: ignore[misc]
@@ -72,12 +73,12 @@ def starts() -> list[str]:
         for number in range(30):
             got[:] = -1
             with comm.all_reduce_init(given, got) as request:
-                standing = request._standing
-                assert standing is not None
-                result = failing(number, standing.start)
+                pinned = request._pinned
+                assert pinned is not None
+                result = failing(number, pinned.start)
                 outcomes.append(type(result).__name__ if isinstance(result, BaseException) else str(result))
                 if result is not True:
-                    assert not standing.busy
+                    assert not pinned.busy
                     request.start()
                 request.wait()
             assert np.array_equal(got, given)

@@ -167,7 +167,7 @@ def test_memory_that_is_not_the_hosts_is_not_touched() -> None:
             executors[1].spans = None
             bound = executors[1].bind(receiver.bound.program)
             with pytest.raises(TransportError, match="not the host's"):
-                executors[1].run(bound, 7, None, where)
+                executors[1].run(bound, 7, 0, None, where)
         finally:
             ucp.unguard(where.address, where.nbytes)
         sender.abort()
@@ -210,7 +210,7 @@ def test_a_full_shelf_keeps_nobody_from_what_is_needed_first(count: int, recorde
         step = Recv(Slice(Buffer.OUT, 0, len(array)), 0) if rank else Send(Slice(Buffer.IN, 0, len(array)), 1)
         whole = memory(array, argument="i", rank=rank, writable=bool(rank))
         bound = executors[rank].bind(Program(rank, total, (step,)))
-        return executors[rank].run(bound, number, None if rank else whole, whole if rank else None)
+        return executors[rank].run(bound, number, 0, None if rank else whole, whole if rank else None)
 
     with connected(2) as executors:
         executors[1].spans = [] if recorded else None
