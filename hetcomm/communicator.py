@@ -57,7 +57,7 @@ from hetcomm.runtime.engine import Engine
 from hetcomm.runtime.explain import Explanation, explain
 from hetcomm.runtime.job import open_job
 from hetcomm.runtime.persistent import Request
-from hetcomm.runtime.refusals import refusing
+from hetcomm.runtime.refusals import checking, refusing
 from hetcomm.runtime.settings import settings
 from hetcomm.runtime.spec import EXPLAINED, SPECS
 from hetcomm.runtime.streams import Streams
@@ -356,7 +356,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         if missing:
             raise UsageError(f"{name} needs {', '.join(missing)}", rank=self._rank)
         values = (given.get(each.name, each.default) for each in parameters)
-        call = SPECS[name].check(*values, self._rank, self._nranks)
+        with checking(name, self._rank):
+            call = SPECS[name].check(*values, self._rank, self._nranks)
         self._plan(name, call)
         program, tuning = self._plans.program(call.collective), self._plans.tuning(call.collective)
         return explain(call, self.topology, program, tuning)
@@ -444,7 +445,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         parting = Parting.LOST
         try:
             with self._engine.lock:
-                parting = self._engine.close(seconds, seconds if waits else min(seconds, _PATIENCE))
+                patience = seconds if waits else min(seconds, _PATIENCE)
+                parting = self._engine.close(seconds, patience, lambda: self._points.outstanding)
         finally:
             if parting is Parting.LATER:
                 self._parts.job.pump.parting.append(self._poll)

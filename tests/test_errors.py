@@ -18,6 +18,7 @@ PARENTS = {
     "TransportError": "HetcommError",
     "PeerFailureError": "TransportError",
     "CollectiveTimeoutError": "TransportError",
+    "DepartedError": "PlanMismatchError",
     "VendorError": "HetcommError",
     "DeviceError": "HetcommError",
 }

@@ -14,7 +14,7 @@ from hetcomm.errors import VendorError
 from hetcomm.runtime.tags import MAX_COMMUNICATORS
 from hetcomm.testing import run_ranks
 from hetcomm.vendors.base import VendorCommunicator
-from hetcomm.vendors.ucx import UcxVendor
+from hetcomm.vendors.mpi import MpiVendor
 
 ENV = {"HETCOMM_TIMEOUT": "40"}
 FLAT = 64 << 10  # bytes that the allocations of thousands of communicators may differ by
@@ -122,7 +122,7 @@ def use_again() -> list[int]:
 
 
 def test_contexts_are_used_again_only_if_nothing_is_left_of_them() -> None:
-    assert run_ranks(2, use_again, vendors=["ucx", "mpi"], env=ENV, timeout=60) == [[3, 3, 3, 6, 6, 9, 9]] * 2
+    assert run_ranks(2, use_again, vendors=["ucx", "mpi"], env=ENV, timeout=60) == [[1, 1, 1, 2, 2, 3, 3]] * 2
 
 
 def many_open(number: int) -> float:
@@ -139,13 +139,13 @@ def fail_to_split() -> tuple[int, int]:
     """Contexts in use before and after splits that fail on all ranks, since a vendor fails on one."""
     with hetcomm.init() as comm:
         before = len(comm._parts.job.contexts)
-        create = UcxVendor.create
+        create = MpiVendor.create
         for _ in range(3):
             if comm.rank == 1:
-                UcxVendor.create = no_vendor  # type: ignore[method-assign]
+                MpiVendor.create = no_vendor  # type: ignore[method-assign]
             with pytest.raises(VendorError, match="failed on rank 1: it is out of order"):
                 comm.split(0)
-            UcxVendor.create = create  # type: ignore[method-assign]
+            MpiVendor.create = create  # type: ignore[method-assign]
         after = len(comm._parts.job.contexts)
         comm.barrier()
         return before, after
@@ -156,7 +156,7 @@ def no_vendor(*_: object) -> VendorCommunicator:
 
 
 def test_splits_that_fail_cost_nothing() -> None:
-    assert run_ranks(2, fail_to_split, vendors=["ucx", "ucx"], env=ENV, timeout=60) == [(1, 1)] * 2
+    assert run_ranks(2, fail_to_split, vendors=["mpi", "mpi"], env=ENV, timeout=60) == [(1, 1)] * 2
 
 
 @pytest.mark.slow

@@ -39,12 +39,13 @@ from hetcomm.runtime import local
 from hetcomm.runtime.buffers import memory
 from hetcomm.runtime.waiting import wait
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.schedule.steps import Buffer, Copy, Program, Slice
+from hetcomm.schedule.steps import Buffer, Copy, Program, Slice, VendorCall
 from hetcomm.topology.costs import Calibration, CallCost, Line, volume
+from hetcomm.topology.inline import inline
 from hetcomm.topology.model import Topology, Uplink
-from hetcomm.types import DataType, MemoryKind, ReduceKind
+from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
-from hetcomm.vendors.base import COLLECTIVES
+from hetcomm.vendors.base import COLLECTIVES, Operation
 
 __all__ = ["FULL", "QUICK", "Effort", "Result", "measure"]
 
@@ -180,6 +181,7 @@ class _Bench:
         arrays = [numpy.ones(count, numpy.float32) for _ in range(2)]
         self._in, self._out = (memory(each, argument="array", rank=comm.rank, writable=True) for each in arrays)
         self._bytes = arrays[0].view(numpy.uint8)
+        self._programs: dict[Collective, Program] = {}
 
     def rounds(self) -> list[_Round | None]:
         """All rounds, in order; None where this rank takes no part."""
@@ -199,25 +201,41 @@ class _Bench:
         size = len(cluster)
         if size == 1:
             return None
-        communicator = self._parts.communicators[cluster.home_id]
+        rank = cluster.ranks.index(self._comm.rank)
         count = max(1, nbytes // _DTYPE.itemsize // (size if kind.has_blocks else 1))
         op = ReduceKind.SUM if kind.reduces else None
         roots: Sequence[int | None] = range(size) if kind.has_root else (None,)
         collectives = [Collective(kind, size, count, _DTYPE, op=op, root=root) for root in roots]
         times, turns = _times(nbytes), []
         for collective in collectives:
-            ins, outs = collective.in_count(communicator.rank), collective.out_count(communicator.rank)
+            ins, outs = collective.in_count(rank), collective.out_count(rank)
             src, dst = self._in.part(0, ins) if ins else None, self._out.part(0, outs) if outs else None
             turns.append((collective, src, dst))
 
         def sample() -> float:
             start = time.perf_counter()
             for number in range(times):
-                self._wait(communicator.start(*turns[number % len(turns)]).test)
+                self._wait(self._start(*turns[number % len(turns)]).test)
             return (time.perf_counter() - start) / times
 
         what = ("call", cluster.vendor, kind.value)
         return _Round(what, cluster.name, volume(collectives[0]), size, sample)
+
+    def _start(self, collective: Collective, src: Memory | None, dst: Memory | None) -> Operation:
+        """Start a call of this cluster's vendor; of one that takes none, what it is written out as."""
+        topology = self._comm.topology
+        cluster = topology.cluster_of(self._comm.rank)
+        communicator = self._parts.communicators.get(cluster.home_id)
+        if communicator is not None:
+            return communicator.start(collective, src, dst)
+        program = self._programs.get(collective)
+        if program is None:
+            source = None if src is None else Slice(Buffer.IN, 0, src.count)
+            target = None if dst is None else Slice(Buffer.OUT, 0, dst.count)
+            call = VendorCall(cluster.home_id, collective, source, target)
+            program = inline(Program(self._comm.rank, collective, (call,)), topology.communicators_of(cluster))
+            self._programs[collective] = program
+        return self._parts.executor.start(program, src, dst)
 
     def _message(self, what: tuple[str, ...], pair: tuple[int, int], nbytes: int) -> _Round | None:
         comm = self._comm

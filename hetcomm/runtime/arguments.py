@@ -127,7 +127,7 @@ def check_timeout(timeout: Any, default: float, rank: int) -> float:
     try:
         return seconds(timeout)
     except UsageError as error:
-        raise UsageError(f"argument 'timeout' is {error.message}", remedy=error.remedy, rank=rank) from error
+        raise UsageError(f"argument 'timeout' is {error.message}", remedy=error.remedy, rank=rank) from error.__cause__
 
 
 def check_integer(argument: str, value: Any, rank: int | None) -> int:

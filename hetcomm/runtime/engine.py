@@ -310,7 +310,9 @@ class Engine(UnderWay):
             UsageError: It is in a group that has not ended, or `timeout` is no time.
             HetcommError: What went wrong with it.
         """
-        if not work.over:
+        if work.over:
+            self._rest(work)
+        else:
             self.check_owner()
             seconds = work.seconds if timeout is None else check_timeout(timeout, work.seconds, self.rank)
             self._check_submitted(work)
@@ -345,7 +347,9 @@ class Engine(UnderWay):
         failure = work.exception()
         if failure is not None:
             raise failure
-        if not work.over:
+        if work.over:
+            self._rest(work)
+        else:
             self.check_owner()
             self._check_submitted(work)
             assert work.order is not None  # the caller has looked

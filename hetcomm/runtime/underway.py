@@ -141,6 +141,7 @@ class UnderWay:
         """
         error, self.unraised = self.unraised, None
         if error is not None:
+            self.told = True
             raise error
 
     def tell(self) -> None:

@@ -309,7 +309,7 @@ def test_an_error_without_a_text_is_described_all_the_same() -> None:
 
 def test_a_text_that_is_no_unicode_travels() -> None:
     frame = Frame(Subject.REFUSED, 1, 0, text="file \udcff")
-    assert Frame.unpack(frame.pack()).text == "file \\udcff"
+    assert Frame.unpack(frame.pack(), 3).text == "file \\udcff"
 
 
 def test_the_limit_of_digits_is_no_limit() -> None:

@@ -335,8 +335,8 @@ def test_endpoints_of_other_workers_are_named(owner: ForeignWorker) -> None:
 
 def test_bit_47_is_hetcomms() -> None:
     for tag in (
-        tags.collective(0, 0, 0),
-        tags.collective(tags.MAX_CONTEXT, tags.MAX_RANKS - 1, 0xFFFF, tags.MAX_CHANNEL),
+        tags.collective(0, 0) | tags.run(0, 0),
+        tags.collective(tags.MAX_CONTEXT, tags.MAX_RANKS - 1, tags.TOKENS + 1) | tags.run(0xFFFF, tags.MAX_PLANS),
         tags.point_to_point(0, 0),
         tags.point_to_point(tags.MAX_CONTEXT, tags.MAX_RANKS - 1, tags.MAX_USER_TAG),
         tags.control(0, 0),
