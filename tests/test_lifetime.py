@@ -14,6 +14,7 @@ from hetcomm.errors import VendorError
 from hetcomm.runtime.tags import MAX_COMMUNICATORS
 from hetcomm.testing import run_ranks
 from hetcomm.vendors.base import VendorCommunicator
+from hetcomm.vendors.host import HostCommunicator
 from hetcomm.vendors.mpi import MpiVendor
 
 ENV = {"HETCOMM_TIMEOUT": "40"}
@@ -141,8 +142,7 @@ def fail_to_split() -> tuple[int, int]:
         before = len(comm._parts.job.contexts)
         create = MpiVendor.create
         for _ in range(3):
-            if comm.rank == 1:
-                MpiVendor.create = no_vendor  # type: ignore[method-assign]
+            MpiVendor.create = no_vendor if comm.rank == 1 else no_library  # type: ignore[method-assign]
             with pytest.raises(VendorError, match="failed on rank 1: it is out of order"):
                 comm.split(0)
             MpiVendor.create = create  # type: ignore[method-assign]
@@ -153,6 +153,10 @@ def fail_to_split() -> tuple[int, int]:
 
 def no_vendor(*_: object) -> VendorCommunicator:
     raise VendorError("it is out of order")
+
+
+def no_library(*_: object) -> VendorCommunicator:
+    return HostCommunicator("mpi", MpiVendor.capabilities, 0, 1, None)
 
 
 def test_splits_that_fail_cost_nothing() -> None:
