@@ -142,7 +142,7 @@ def init(
     try:
         parts = wire(job, job.group, range(job.group.nranks), job.topology)
     except BaseException:
-        job.transport.close()
+        job.close()
         raise
     made = Communicator(parts, _token=_TOKEN)
     leaving.close_at_exit(made)
