@@ -266,6 +266,9 @@ cdef class Engine:
                 peer.retire()
                 _outlived.append(peer)
             ucp_request_free(handle)
+        for item in self.peers.values():  # scripts that outlive this hold the peer, not its process
+            self.watch.drop((<Peer>item).pidfd)
+            (<Peer>item).forget_process()
         self.peers.clear()
         return 0
 

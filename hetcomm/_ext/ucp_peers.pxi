@@ -179,10 +179,14 @@ cdef class Peer:
     cdef int retire(self) except -1:
         """Leave the transport; an endpoint that is not closed may still report its failure here."""
         self.link.failures = &_unheard
+        self.forget_process()
+        return 0
+
+    cdef void forget_process(self) noexcept:
+        """Watch it no longer."""
         if self.pidfd >= 0:
             close_fd(self.pidfd)
             self.pidfd = -1
-        return 0
 
     cdef object has_ended(self):
         return PeerFailureError(
