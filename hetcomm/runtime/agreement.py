@@ -20,6 +20,7 @@ begins when `ready` says so. Frames are recorded where they arrive (`_record`), 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ from hetcomm.runtime.control import Frame, Mailbox, Subject
 from hetcomm.runtime.waiting import Progress, wait
 
 __all__ = ["REFUSALS", "Agreement", "Intent", "Ticket"]
+
+_log = logging.getLogger(__name__)
 
 _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it waits in
 
@@ -384,7 +387,7 @@ class Agreement:
             case Subject.PLAN | Subject.NOTE:
                 if self._leaving and call >= self._ledger.next_call:
                     self._say_gone(frame.source)
-                    self._fail_departed(frame, _departure(frame.source, frame.text, self._rank))
+                    self._go_alone(_departure(frame.source, frame.text, self._rank))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
                 if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
@@ -394,7 +397,7 @@ class Agreement:
                     self._mailbox.send(note, (frame.source,))
             case Subject.VERDICT:
                 if not frame.flag and self._leaving and call >= self._ledger.next_call:
-                    self._fail_departed(frame, frame.text)
+                    self._go_alone(frame.text)
                 elif not frame.flag:
                     self._mismatches.setdefault(call, frame)
                 elif call in self._open and not self._open[call].begun:
@@ -424,18 +427,11 @@ class Agreement:
         self._mailbox.send(Frame(Subject.VERDICT, self._rank, call, 0, text=text), self._mailbox.others())
         self._fail_mismatched(call, text)
 
-    def _fail_departed(self, frame: Frame, what: str) -> None:
-        """This rank closes the communicator, and another one goes on calling."""
-        if self.broken is not None:
-            return
-        error = DepartedError(
-            what,
-            rank=self._rank,
-            ranks=(self._rank,),
-            collective=frame.call,
-            remedy="All ranks must make the same calls.",
-        )
-        self.broken, self.cause = error.message, error
+    def _go_alone(self, what: str) -> None:
+        """This rank closes the communicator, and another one goes on calling: that one gets an error, this one is told."""
+        if self.broken is None:
+            self.broken = what
+            _log.warning("[rank %d] %s", self._rank, what)
 
     def _check(self) -> None:
         """Turn what was recorded of calls that have been made here into errors of their tickets."""
