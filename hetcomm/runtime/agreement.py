@@ -428,7 +428,7 @@ class Agreement:
         self._fail_mismatched(call, text)
 
     def _go_alone(self, what: str) -> None:
-        """This rank closes the communicator, and another one goes on calling: that one gets an error, this one is told."""
+        """This rank closes the communicator and gets a warning; another one goes on calling, and gets an error."""
         if self.broken is None:
             self.broken = what
             _log.warning("[rank %d] %s", self._rank, what)

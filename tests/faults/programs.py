@@ -23,7 +23,7 @@ import numpy as np
 
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.schedule.collective import Collective, CollectiveKind
-from hetcomm.types import DataType, ReduceKind
+from hetcomm.types import DataType, ReduceKind, has_meaning
 
 __all__ = [
     "BLOCK",
@@ -466,7 +466,7 @@ class _Maker:
 def _draw(rng: random.Random, nranks: int) -> Collective:
     kind = rng.choice(list(CollectiveKind))
     dtype = rng.choice(list(DataType))
-    op = _op(rng, dtype) if kind.reduces else None
+    op = _op(rng, kind, dtype) if kind.reduces else None
     root = rng.randrange(nranks) if kind.has_root else None
     vector = kind.has_blocks and rng.random() < 0.35
     least, most = rng.choices(((3, 12), (12, 16), (16, 18), (18, 21), (21, 23)), (60, 22, 10, 6, 2))[0]
@@ -482,9 +482,8 @@ def _draw(rng: random.Random, nranks: int) -> Collective:
     return Collective(kind, nranks, sum(counts), dtype, op, root, counts=counts)
 
 
-def _op(rng: random.Random, dtype: DataType, but: ReduceKind | None = None) -> ReduceKind:
-    some = (ReduceKind.SUM, ReduceKind.PROD) if dtype.is_complex else tuple(ReduceKind)
-    return rng.choice([op for op in some if op is not but])
+def _op(rng: random.Random, kind: CollectiveKind, dtype: DataType, but: ReduceKind | None = None) -> ReduceKind:
+    return rng.choice([op for op in kind.ops if op is not None and op is not but and has_meaning(op, dtype)])
 
 
 # ---- mutations
@@ -612,7 +611,7 @@ def vary(rng: random.Random, spec: Collective, change: str, rank: int = 0) -> Co
     """The same with one thing changed; None if that cannot be. `rank` is whose call it is."""
     match change:
         case "op":
-            return replace(spec, op=_op(rng, spec.dtype, spec.op)) if spec.op is not None else None
+            return replace(spec, op=_op(rng, spec.kind, spec.dtype, spec.op)) if spec.op is not None else None
         case "dtype" | "size":
             same = change == "dtype"
             there = [
@@ -620,7 +619,7 @@ def vary(rng: random.Random, spec: Collective, change: str, rank: int = 0) -> Co
                 for each in DataType
                 if each is not spec.dtype
                 and (each.itemsize == spec.dtype.itemsize) is same
-                and not (each.is_complex and spec.op not in (None, ReduceKind.SUM, ReduceKind.PROD))
+                and (spec.op is None or has_meaning(spec.op, each))
             ]
             return replace(spec, dtype=rng.choice(there)) if there else None
         case "count":
@@ -634,7 +633,8 @@ def vary(rng: random.Random, spec: Collective, change: str, rank: int = 0) -> Co
             count = spec.count if spec.counts is None else max(spec.counts)
             if kind.has_blocks != spec.kind.has_blocks:
                 count = -(-count // spec.nranks) if kind.has_blocks else min(count * spec.nranks, _MOST)
-            op = (spec.op or _op(rng, spec.dtype)) if kind.reduces else None
+            op = spec.op if spec.op in kind.ops or not kind.reduces else _op(rng, kind, spec.dtype)
+            op = op if kind.reduces else None
             root = (spec.root if spec.root is not None else rng.randrange(spec.nranks)) if kind.has_root else None
             return Collective(kind, spec.nranks, count, spec.dtype, op, root)
     raise ValueError(change)
