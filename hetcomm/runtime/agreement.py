@@ -150,6 +150,7 @@ class Agreement:
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
         self._why = "closed it"
+        self._misuse: HetcommError | None = None  # the last in which ranks called different things
         self._watched = -1  # the oldest open call when `remind` looked last
         self._remind_at = 0.0
         self._remind_every = _FIRST_NOTE
@@ -364,7 +365,7 @@ class Agreement:
         waiting = Frame(Subject.WAITING, self._rank, self._ledger.next_call)
         self._mailbox.send(waiting, [rank for rank in ranks if rank not in self._gone])
 
-    def departure(self, rank: int) -> PeerFailureError | None:
+    def departure(self, rank: int) -> HetcommError | None:
         """Why no message of `rank` will come any more but what is on its way; None: it may."""
         frame = self._gone.get(rank)
         if frame is None:
@@ -514,6 +515,7 @@ class Agreement:
             remedy="All ranks must make the same calls in the same order, with equal counts, dtypes, ops and roots."
             + ("" if usable else " Data had moved: this communicator can only be closed."),
         )
+        self._misuse = error
         self._fail(call, error)
         if closers and self.broken is None:
             self.broken, self.cause = error.message, error
@@ -528,15 +530,19 @@ class Agreement:
 
     def _fail_deserted(self, ticket: Ticket, frame: Frame) -> None:
         """A rank that the call needs has left: that is the end of the communicator, but not on all ranks alike."""
-        ticket.error = self._desertion(frame, ticket.call)
+        ticket.error = error = self._desertion(frame, ticket.call)
         self.failed.append(ticket)
+        if not isinstance(error, PeerFailureError):
+            self.broken, self.cause = error.message, error
 
-    def _desertion(self, frame: Frame, call: int) -> PeerFailureError:
+    def _desertion(self, frame: Frame, call: int) -> HetcommError:
         """The error of a call that needs a rank which has left.
 
         It may have left because of others: then these are named, all that any rank has told of.
         """
         blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
+        if self._misuse is not None and not blamed:  # it has left because of what this rank may not have raised yet
+            return self._misuse.again(collective=call)
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
         if blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"
@@ -549,7 +555,7 @@ class Agreement:
             remedy="Close this communicator. All ranks must make the same calls.",
         )
 
-    def desertion(self) -> PeerFailureError | None:
+    def desertion(self) -> HetcommError | None:
         """The error of calls that fail because a rank has left after its part of them; None if none has."""
         frame = next(iter(self._gone.values()), None)
         return None if frame is None else self._desertion(frame, frame.call)

@@ -459,7 +459,17 @@ class Engine(UnderWay):
         """What the works in the background wait for on a device."""
         return [event for work in islice(self._background, 2 * _PER_TURN) for event in work.events()]
 
-    def progress_vendors(self) -> None:
+    def attend(self) -> None:
+        """Look at what the other ranks say, and move the vendors' communicators."""
+        if self._halted:
+            return
+        try:
+            self._poll()
+        except HetcommError as error:
+            self.give_up(error)
+        self.move_vendors()
+
+    def move_vendors(self) -> None:
         """Move the vendors' communicators."""
         if self._halted:
             return

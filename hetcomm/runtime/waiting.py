@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from hetcomm._ext import ucp
@@ -55,8 +55,12 @@ class Mover(Protocol):
         """What these calls wait for on a device."""
         ...
 
-    def progress_vendors(self) -> None:
-        """Move the vendors' communicators."""
+    def attend(self) -> None:
+        """Look at what the other ranks say, and move the vendors' communicators."""
+        ...
+
+    def move_vendors(self) -> None:
+        """Move the vendors' communicators only: somebody is in the middle of a call of the transport."""
         ...
 
 
@@ -134,7 +138,7 @@ class Pump:
             return True
         self._idle_turns += 1
         if self._idle_turns % _VENDOR_TURNS == 0:
-            self.progress_vendors()
+            self.attend()
             if self.parting and not self._advancing:
                 self._advancing = True
                 try:
@@ -177,14 +181,19 @@ class Pump:
         for other in self._transports:
             if other is not transport:
                 other.progress()
-        self.progress_vendors()
+        for mover in self._some_movers():
+            mover.move_vendors()
 
-    def progress_vendors(self) -> None:
-        """Move the vendors only, of some communicators if there are many."""
+    def attend(self) -> None:
+        """Look at what is said on the communicators, and move their vendors; on some of them if there are many."""
+        for mover in self._some_movers():
+            mover.attend()
+
+    def _some_movers(self) -> Iterator[Mover]:
         for _ in range(min(len(self._movers), _MOVERS_PER_TURN)):
             mover = next(iter(self._movers))
             self._movers.move_to_end(mover)
-            mover.progress_vendors()
+            yield mover
 
 
 _process = [Pump()]
