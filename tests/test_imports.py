@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+import hetcomm
 
 FOREIGN = ("cupy", "cupyx", "torch", "mpi4py", "ucxx", "ucp", "libucx", "jax", "sklearn")
 
@@ -43,3 +49,31 @@ def test_importing_starts_nothing(module: str) -> None:
     assert (seen["threads"], seen["tasks"]) == (1, 1)
     assert seen["environ"]
     assert done.stderr == ""
+
+
+def imports(tree: ast.AST, files: set[str]) -> Iterator[str]:
+    """The files of hetcomm that one imports, at its beginning or later, but not for types alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in files)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield from (name for name in (whole if whole in files else node.module,) if name in files)
+        yield from imports(node, files)
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    root = Path(hetcomm.__file__).parent
+    sources = {
+        ".".join(("hetcomm", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in root.rglob("*.py")
+    }
+    graph = {name: set(imports(ast.parse(path.read_text()), set(sources))) for name, path in sources.items()}
+    assert sum(map(len, graph.values())) > 500  # it has seen what there is
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

@@ -16,7 +16,6 @@ from hetcomm._cli import jobs
 from hetcomm._cli.calibrate import FULL, QUICK, Result, measure
 from hetcomm._cli.units import format_seconds
 from hetcomm.errors import UsageError
-from hetcomm.topology import toml
 
 __all__ = ["Calibrating", "save_topology", "show", "start_ranks", "write"]
 
@@ -75,7 +74,7 @@ def show(result: Result, console: Console) -> None:
     console.print("[dim]spread: of the quartiles, over the median; misfit: how far the line is off at its worst size")
     if result.topology is not None:
         console.print("\nThe uplinks as a topology file has them, each as fast both ways:\n")
-        console.print(toml.dumps(result.topology), markup=False)
+        console.print(result.topology.to_toml(), markup=False)
 
 
 def save_topology(result: Result, path: Path) -> None:
@@ -87,7 +86,7 @@ def save_topology(result: Result, path: Path) -> None:
     if result.topology is None:
         raise UsageError("a job of one cluster has no uplinks to write", remedy="Leave out --topology-output.")
     try:
-        path.write_text(toml.dumps(result.topology), encoding="utf-8")
+        path.write_text(result.topology.to_toml(), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"topology file {str(path)!r} cannot be written: {error}") from error
 

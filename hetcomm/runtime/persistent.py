@@ -83,7 +83,8 @@ class Request:
                 `Work.wait`.
         """
         pinned = self._pinned
-        self._engine.check_owner()
+        if self._engine.unusable:
+            self._engine.check_owner()
         if pinned is not None and pinned.busy:
             if timeout is None and pinned.wait():
                 return
@@ -101,7 +102,8 @@ class Request:
     def done(self) -> bool:
         """Whether no run is under way; moves everything along, never waits."""
         pinned = self._pinned
-        self._engine.check_owner()
+        if self._engine.unusable:
+            self._engine.check_owner()
         if pinned is not None and pinned.busy:
             if pinned.test():
                 return True
@@ -110,7 +112,8 @@ class Request:
 
     def close(self) -> None:
         """Let go of the arrays; it cannot be started any more. Not collective. A run under way goes on to its end."""
-        self._engine.check_owner()
+        if self._engine.unusable:
+            self._engine.check_owner()
         pinned, self._pinned = self._pinned, None
         if pinned is not None and pinned.busy:
             self._work = pinned.release()

@@ -21,19 +21,20 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from hetcomm.errors import TopologyError
-from hetcomm.topology.model import DEFAULT_BANDWIDTH, DEFAULT_LATENCY, Cluster, Topology, Uplink
+from hetcomm.topology.cluster import DEFAULT_BANDWIDTH, DEFAULT_LATENCY, Cluster, Uplink
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["dumps", "load", "loads"]
+__all__ = ["dumps", "loads", "read"]
 
 _QUANTITY = re.compile(r"\s*([0-9.eE+-]+?)\s*([A-Za-z][A-Za-z/]*)\s*")
 _PREFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -43,43 +44,39 @@ _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _MAX_RANKS = 1 << 24
 
 
-def load(path: str | PathLike[str]) -> Topology:
-    """The topology in the file at `path`.
+def read(path: str | PathLike[str]) -> str:
+    """The text of the file at `path`.
 
     Raises:
-        TopologyError: The file cannot be read, or as `loads`; the message names the file.
+        TopologyError: It cannot be read; the message names it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TopologyError(
             f"topology file {str(path)!r} cannot be read: {error}", remedy="Check the path and that it is UTF-8 text."
         ) from error
-    try:
-        return loads(text)
-    except TopologyError as error:
-        raise TopologyError(f"topology file {str(path)!r}: {error.message}", remedy=error.remedy) from error
 
 
-def loads(text: str) -> Topology:
-    """The topology that `text` describes.
+def loads(text: str) -> tuple[Cluster, ...]:
+    """The clusters that `text` describes.
 
     Raises:
         TopologyError: `text` is not TOML, has an unknown key or a value of the wrong type, or describes no valid
-            topology; the message names the cluster and the key.
+            cluster; the message names the cluster and the key.
     """
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, tables in tables in tables
         raise TopologyError(f"the topology is not TOML: {error}", remedy="Correct the syntax there.") from error
     _check_keys(document, {"cluster"}, "the topology")
-    return Topology(tuple(_cluster(i, t) for i, t in enumerate(_tables(document, "cluster", "the topology"))))
+    return tuple(_cluster(i, t) for i, t in enumerate(_tables(document, "cluster", "the topology")))
 
 
-def dumps(topology: Topology) -> str:
-    """`topology` as text that `loads` reads back to an equal one."""
+def dumps(clusters: Iterable[Cluster]) -> str:
+    """Clusters as text that `loads` reads back to equal ones."""
     lines: list[str] = []
-    for cluster in topology.clusters:
+    for cluster in clusters:
         ranks = cluster.ranks
         lines += [
             "[[cluster]]",
