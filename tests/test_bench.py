@@ -120,7 +120,8 @@ def test_every_wrong_element_is_counted(case: Case, data: st.DataObject) -> None
     assert arrays.wrong(case, result) == 0
     places = data.draw(st.sets(st.integers(0, len(result) - 1), max_size=5)) if len(result) and writes else set()
     for place in places:
-        result[place] = 100 if result[place] != 100 else 99
+        other = not result[place] if case.dtype is DataType.BOOL else 99
+        result[place] = 100 if result[place] != 100 and case.dtype is not DataType.BOOL else other
     assert arrays.wrong(case, result) == len(places)
 
 

@@ -209,7 +209,7 @@ class _Suite:
     def refusals(self, communicator: VendorCommunicator) -> None:
         """What is not in the capabilities raises `VendorError`, and the communicator stays usable."""
         for kind, dtype, op in itertools.product(CollectiveKind, DataType, (None, *ReduceKind)):
-            if kind.reduces != (op is not None) or (op is not None and not has_meaning(op, dtype)):
+            if op not in kind.ops or (op is not None and not has_meaning(op, dtype)):
                 continue
             collective = Collective(kind, communicator.nranks, 3, dtype, op, 0 if kind.has_root else None)
             if not self._capabilities.takes(collective):
@@ -228,7 +228,8 @@ class _Suite:
     def aborting(self, communicator: VendorCommunicator) -> None:
         """An aborted communicator refuses everything but `drain` and `close`.
 
-        What all ranks had begun ends, and nothing touches its memory any more when `drain` says so.
+        Nothing touches the memory of what was begun any more when `drain` says so. It may not: a call that a library
+        does in several may have been given up between two of them on one rank, and not on another.
         """
         kinds = {collective.kind: collective for collective in self._sample(communicator.nranks)}
         begun = [self._prepare(replace(collective, count=_LONG), False)[0] for collective in kinds.values()]
@@ -236,14 +237,14 @@ class _Suite:
             buffers.start(communicator)
         self._group.barrier()
         communicator.abort()
-        assert communicator.drain(_DEADLINE), "it keeps the memory of what all ranks have begun and aborted"
+        drained = communicator.drain(_DEADLINE)
         before = [buffers.contents() for buffers in begun]
         self._group.barrier()
         time.sleep(_AFTER)
         for buffers, contents in zip(begun, before, strict=True):
-            assert buffers.contents() == contents, f"{_case(buffers.collective)}: wrote after drain"
+            assert not drained or buffers.contents() == contents, f"{_case(buffers.collective)}: wrote after drain"
         communicator.abort()
-        assert communicator.drain(0.0)
+        assert not drained or communicator.drain(0.0)
         for collective in self._sample(communicator.nranks)[:1]:
             self._refuses(communicator, collective, "it is aborted")
         communicator.close()

@@ -25,6 +25,9 @@ def test_the_built_in_ones() -> None:
         assert MemoryKind.HOST in found.capabilities.memory
         assert found.capabilities.dtypes == set(DataType)
         assert found.capabilities.nan_propagates
+        if name == "ucx":  # all of its calls are written out
+            assert not found.capabilities.collectives
+            continue
         assert found.capabilities.collectives == COLLECTIVES
         assert found.capabilities.takes(Collective(CollectiveKind.ALL_GATHER, 2, 4, DataType.INT32))
         vector = Collective(CollectiveKind.ALL_GATHER, 2, 4, DataType.INT32, counts=(1, 3))
