@@ -4,7 +4,7 @@
 
 Each line is one dtype and one operation at one length: the binding's loop for this processor, its loop for every
 processor of the platform, and NumPy's function (of averages, products with a factor and fills, what
-`hetcomm.runtime.local` does with NumPy). The three take turns, `--turns` times; what is shown is the median, calls
+`hetcomm.execution.local` does with NumPy). The three take turns, `--turns` times; what is shown is the median, calls
 from Python included. The arrays are the same in all turns, so that what fits in a cache is there.
 """
 
@@ -26,8 +26,8 @@ import numpy
 
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm._ext import ucp
-from hetcomm.runtime import local
-from hetcomm.runtime.buffers import memory
+from hetcomm.calls.buffers import memory
+from hetcomm.execution import local
 from hetcomm.types import COMBINING, DataType, ReduceKind, has_meaning
 
 NRANKS = 3

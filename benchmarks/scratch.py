@@ -23,7 +23,7 @@ import hetcomm
 from hetcomm._cli.bench import parse_size
 from hetcomm._cli.cases import Arrays, Case
 from hetcomm._cli.contenders import Hetcomm
-from hetcomm.runtime.scratch import ScratchPool
+from hetcomm.execution.scratch import ScratchPool
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.testing import run_ranks
 from hetcomm.topology.scratch import most_scratch

@@ -14,7 +14,7 @@ from hetcomm.errors import (
     UsageError,
     VendorError,
 )
-from hetcomm.runtime.shared import shared_empty
+from hetcomm.job.shared import shared_empty
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import (
     AVG,

@@ -43,30 +43,31 @@ from typing import Any
 
 import numpy
 
+from hetcomm.agreement.agreement import Intent
+from hetcomm.agreement.closing import Parting
+from hetcomm.calls.arguments import check_integer
+from hetcomm.calls.spec import EXPLAINED, SPECS
 from hetcomm.errors import HetcommError, UsageError
+from hetcomm.execution.streams import Streams
+from hetcomm.job import leaving
+from hetcomm.job.detect import restrict
+from hetcomm.job.job import open_job
+from hetcomm.job.settings import settings
+from hetcomm.job.wiring import Parts, wire
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
 from hetcomm.methods.persistent import PersistentCollectives
 from hetcomm.methods.vectors import VectorCollectives
-from hetcomm.runtime import grouping, leaving, pointtopoint
-from hetcomm.runtime.agreement import Intent
-from hetcomm.runtime.arguments import check_integer
-from hetcomm.runtime.closing import Parting
-from hetcomm.runtime.detect import restrict
-from hetcomm.runtime.engine import Engine
-from hetcomm.runtime.explain import Explanation, explain
-from hetcomm.runtime.job import open_job
-from hetcomm.runtime.persistent import Request
-from hetcomm.runtime.refusals import checking, refusing
-from hetcomm.runtime.settings import settings
-from hetcomm.runtime.spec import EXPLAINED, SPECS
-from hetcomm.runtime.streams import Streams
-from hetcomm.runtime.wiring import Parts, wire
-from hetcomm.runtime.work import Work
+from hetcomm.plans.explain import Explanation, explain
 from hetcomm.schedule.steps import Schedule
 from hetcomm.schedule.timeline import Span, Timeline
 from hetcomm.topology.model import Topology
 from hetcomm.types import Config
+from hetcomm.works import grouping, pointtopoint
+from hetcomm.works.engine import Engine
+from hetcomm.works.persistent import Request
+from hetcomm.works.refusals import checking, refusing
+from hetcomm.works.work import Work
 
 __all__ = ["Communicator", "Explanation", "Request", "Statistics", "Trace", "Work", "init"]
 

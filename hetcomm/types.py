@@ -1,7 +1,7 @@
 """The small types every room shares: data types, reduction operations, memory kinds, configuration.
 
 This file knows no array library: what a `numpy.dtype` or a `torch.dtype` corresponds to is decided in
-`hetcomm.runtime.buffers`. The environment is read in one place, `Config.from_environ`.
+`hetcomm.calls.buffers`. The environment is read in one place, `Config.from_environ`.
 """
 
 from __future__ import annotations

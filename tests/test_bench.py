@@ -27,7 +27,7 @@ from hetcomm._conformance.reference import numpy_dtype, reference
 from hetcomm._ranks.launch import mpi_command
 from hetcomm.cli import main
 from hetcomm.errors import UsageError
-from hetcomm.runtime.launcher import Launcher
+from hetcomm.job.launcher import Launcher
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.testing import run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning

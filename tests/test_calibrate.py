@@ -15,7 +15,7 @@ from hetcomm._cli.calibrate import FULL
 from hetcomm._cli.fit import Point, fit, point
 from hetcomm.cli import main
 from hetcomm.errors import UsageError
-from hetcomm.runtime.launcher import Launcher
+from hetcomm.job.launcher import Launcher
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import hetcomm
-from hetcomm.runtime.waiting import wait
 from hetcomm.testing import run_ranks
+from hetcomm.waiting.waiting import wait
 
 COUNT = 3_000_000
 ENV = {"HETCOMM_INLINE_BYTES": "0", "HETCOMM_TIMEOUT": "40"}

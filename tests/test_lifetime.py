@@ -11,7 +11,7 @@ import pytest
 
 import hetcomm
 from hetcomm.errors import VendorError
-from hetcomm.runtime.tags import MAX_COMMUNICATORS
+from hetcomm.execution.tags import MAX_COMMUNICATORS
 from hetcomm.testing import run_ranks
 from hetcomm.vendors.base import VendorCommunicator
 from hetcomm.vendors.host import HostCommunicator

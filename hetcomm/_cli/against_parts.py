@@ -15,7 +15,7 @@ import numpy
 import hetcomm
 from hetcomm._cli.cases import SEND_RECV, Arrays, Case
 from hetcomm._cli.contenders import Bound, output
-from hetcomm.runtime.buffers import memory
+from hetcomm.calls.buffers import memory
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.transport.ucx import UcxTransport
 from hetcomm.types import Memory, MemoryKind, ReduceKind

@@ -20,7 +20,7 @@ from hetcomm._cli import bandwidths, baselines, calibrated, jobs, report
 from hetcomm._cli.cases import NAMES, sizes
 from hetcomm._cli.measure import Benchmark
 from hetcomm.errors import UsageError
-from hetcomm.runtime.launcher import Launcher
+from hetcomm.job.launcher import Launcher
 from hetcomm.types import DataType, ReduceKind
 from hetcomm.vendors import registry
 

@@ -34,10 +34,9 @@ import numpy
 
 import hetcomm
 from hetcomm._cli.fit import Fit, Point, fit, point
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import CollectiveTimeoutError, UsageError
-from hetcomm.runtime import local
-from hetcomm.runtime.buffers import memory
-from hetcomm.runtime.waiting import wait
+from hetcomm.execution import local
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Copy, Program, Slice, VendorCall
 from hetcomm.topology.costs import Calibration, CallCost, Line, volume
@@ -46,6 +45,7 @@ from hetcomm.topology.model import Topology, Uplink
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import COLLECTIVES, Operation
+from hetcomm.waiting.waiting import wait
 
 __all__ = ["FULL", "QUICK", "Effort", "Result", "measure"]
 

@@ -32,7 +32,7 @@ from hetcomm._cli.patterns import PIECE, Array
 from hetcomm._cli.units import format_nbytes
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.errors import UsageError
-from hetcomm.runtime.shared import shared_empty
+from hetcomm.job.shared import shared_empty
 from hetcomm.schedule.collective import Collective, CollectiveKind, Part
 from hetcomm.types import DataType, ReduceKind
 

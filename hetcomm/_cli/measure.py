@@ -25,7 +25,7 @@ from hetcomm._cli.contenders import Bound, Contender
 from hetcomm._cli.jobs import Tick, left
 from hetcomm._cli.report import Report, Row
 from hetcomm.errors import HetcommError, VendorError
-from hetcomm.runtime import detect
+from hetcomm.job import detect
 from hetcomm.transport.library import load_library
 from hetcomm.types import DataType, ReduceKind
 

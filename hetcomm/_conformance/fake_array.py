@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from hetcomm._conformance.reference import Array
-from hetcomm.runtime import buffers
+from hetcomm.calls import buffers
 from hetcomm.types import Memory, MemoryKind
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from hetcomm._conformance.fake_streams import Delay, FakeEvent, FakeGate, Obstac
 from hetcomm._conformance.hazards import accesses
 from hetcomm.devices.base import Event
 from hetcomm.errors import DeviceError
-from hetcomm.runtime import local
+from hetcomm.execution import local
 from hetcomm.types import DataType, Memory, MemoryKind, Number, ReduceKind
 
 __all__ = ["FakeDevice"]

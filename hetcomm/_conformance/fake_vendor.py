@@ -17,8 +17,8 @@ from hetcomm._conformance.fake_device import FakeDevice
 from hetcomm._conformance.fake_streams import Op
 from hetcomm._conformance.hazards import Access
 from hetcomm._conformance.reference import reference
+from hetcomm.calls import buffers
 from hetcomm.errors import VendorError
-from hetcomm.runtime import buffers
 from hetcomm.schedule import dataflow
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import Buffer, CommId, CommRole, Slice, VendorCall

@@ -46,7 +46,7 @@ __all__ = [
     "refused", "resolve", "share", "unguard",
 ]
 
-cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.runtime.tags leaves to transports
+cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.execution.tags leaves to transports
 cdef extern from *:
     """
     #include <pthread.h>
@@ -606,7 +606,7 @@ cdef class Worker:
         """A program on host memory, made to run without Python but for the calls of vendors.
 
         Args:
-            steps: One dictionary for each, as `hetcomm.runtime.native` writes them.
+            steps: One dictionary for each, as `hetcomm.execution.native` writes them.
             memory: Makes what vendors are given: `hetcomm.types.Memory`.
             dtype: The type of its elements.
         """

@@ -2,7 +2,7 @@
 #
 # It is taken when nothing else is under way in this process and no rank has said anything. A call that is not over
 # after a while, that fails, during which a rank says something or another thread wants to use hetcomm, is handed over
-# as it is to `hetcomm.runtime.engine`, which goes on with it: everything that can go wrong is dealt with there.
+# as it is to `hetcomm.works.engine`, which goes on with it: everything that can go wrong is dealt with there.
 
 cdef enum:
     NOTHING = -1                 # in place of the number of an array

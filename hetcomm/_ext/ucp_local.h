@@ -1,4 +1,4 @@
-/* What a rank does alone on host memory, with the values of hetcomm.runtime.local: dst = other op src, dst = src scaled,
+/* What a rank does alone on host memory, with the values of hetcomm.execution.local: dst = other op src, dst = src scaled,
  * dst filled.
  *
  * The loops are in ucp_loops.h, written for a compiler that vectorises and compiled here once for every processor of

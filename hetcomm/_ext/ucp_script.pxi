@@ -1,5 +1,5 @@
-# Programs on host memory: what `hetcomm.runtime.binding` has derived, as C. Messages and local work run without Python;
-# a vendor's calls are started and polled through it.
+# Programs on host memory: what `hetcomm.execution.binding` has derived, as C. Messages and local work run without
+# Python; a vendor's calls are started and polled through it.
 
 cdef extern from "ucp_local.h" nogil:
     ctypedef void (*Loop "hetcomm_loop")(

@@ -35,7 +35,7 @@ cdef enum:
     LONGEST_SHELVED = 1 << 20  # bytes of one that is: past the caches a second copy costs more than the kernel's help
     SLOTS = 32                # for so many of them
 
-# Of tags, as `hetcomm.runtime.tags` divides them:
+# Of tags, as `hetcomm.execution.tags` divides them:
 cdef ucp_tag_t COLLECTIVE = <ucp_tag_t>3 << 46             # both bits are set in those of the messages of programs,
 cdef ucp_tag_t CHANNEL = <ucp_tag_t>0xFF << 21             # whose channel this is,
 cdef ucp_tag_t CHECK = 0x1FFF                              # and these what the ranks must agree on

@@ -1,8 +1,8 @@
 """The arithmetic of a device as text: one C++ source for CUDA, ROCm and, in tests, the host's own compiler.
 
 Every kernel is `dst[i] = f(dst[i], src[i])` over a run of elements, read and written 16 bytes at a time where both runs
-are aligned alike. The values are those that NumPy gives in `hetcomm.runtime.local`, so the source says how each type is
-computed instead of leaving it to a library: integers wrap around; 16-bit floats are computed in float32 and rounded
+are aligned alike. The values are those that NumPy gives in `hetcomm.execution.local`, so the source says how each type
+is computed instead of leaving it to a library: integers wrap around; 16-bit floats are computed in float32 and rounded
 once; of two equal numbers (zeros of either sign) min and max give the one that NumPy gives; a product of complex
 numbers has one fused multiplication in each part, as NumPy's has on every processor with FMA. It needs no header, and
 must be compiled without contraction of other multiplications and without flushing subnormal numbers.

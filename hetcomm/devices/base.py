@@ -137,14 +137,14 @@ class Device(Protocol):
     def reduce(self, src: Memory, dst: Memory, op: ReduceKind, stream: int) -> None:
         """Queue `dst = dst op src`, in that order of operands; `op` is one of `hetcomm.types.COMBINING`.
 
-        Values are those of `hetcomm.runtime.local.reduce`, bit for bit but for the payload of NaNs.
+        Values are those of `hetcomm.execution.local.reduce`, bit for bit but for the payload of NaNs.
         """
         ...
 
     def multiply(self, src: Memory, dst: Memory, factor: Number, stream: int) -> None:
-        """Queue `dst = src * factor`, as `hetcomm.runtime.local.multiply`; `src` and `dst` may be the same."""
+        """Queue `dst = src * factor`, as `hetcomm.execution.local.multiply`; `src` and `dst` may be the same."""
         ...
 
     def average(self, src: Memory, dst: Memory, nranks: int, stream: int) -> None:
-        """Queue `dst = src / nranks`, as `hetcomm.runtime.local.average`; `src` and `dst` may be the same."""
+        """Queue `dst = src / nranks`, as `hetcomm.execution.local.average`; `src` and `dst` may be the same."""
         ...

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy
 
+from hetcomm.agreement.agreement import Intent
+from hetcomm.calls import calls
+from hetcomm.calls.calls import Call
+from hetcomm.calls.spec import SPECS
 from hetcomm.errors import UsageError
-from hetcomm.runtime import calls
-from hetcomm.runtime.agreement import Intent
-from hetcomm.runtime.calls import Call
-from hetcomm.runtime.engine import Engine
-from hetcomm.runtime.persistent import Request
-from hetcomm.runtime.plans import Plan, Plans
-from hetcomm.runtime.refusals import refusing
-from hetcomm.runtime.scratch import kind_of
-from hetcomm.runtime.spec import SPECS
-from hetcomm.runtime.streams import Ordering, Streams
-from hetcomm.runtime.work import CollectiveWork, ExchangeWork, Work
+from hetcomm.execution.scratch import kind_of
+from hetcomm.execution.streams import Ordering, Streams
+from hetcomm.plans.plans import Plan, Plans
 from hetcomm.types import Memory, MemoryKind, ReduceKind
+from hetcomm.works.engine import Engine
+from hetcomm.works.persistent import Request
+from hetcomm.works.refusals import refusing
+from hetcomm.works.work import CollectiveWork, ExchangeWork, Work
 
 __all__ = ["Methods"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hetcomm.calls.spec import SPECS
 from hetcomm.methods.base import Methods
-from hetcomm.runtime.spec import SPECS
-from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
+from hetcomm.works.work import Work
 
 __all__ = ["Collectives"]
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from hetcomm._ext import ucp
+from hetcomm.calls.arguments import refuse_overlap
 from hetcomm.errors import HetcommError
 from hetcomm.methods.base import Methods
-from hetcomm.runtime.arguments import refuse_overlap
-from hetcomm.runtime.pointtopoint import PointToPoint
-from hetcomm.runtime.refusals import checking
-from hetcomm.runtime.waiting import Mover
-from hetcomm.runtime.work import Message, MessageWork, Work
 from hetcomm.transport.base import Request
 from hetcomm.types import ArrayLike
+from hetcomm.waiting.waiting import Mover
+from hetcomm.works.pointtopoint import PointToPoint
+from hetcomm.works.refusals import checking
+from hetcomm.works.work import Message, MessageWork, Work
 
 __all__ = ["Messages"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime.persistent import Request
 from hetcomm.types import ArrayLike
+from hetcomm.works.persistent import Request
 
 __all__ = ["PersistentCollectives"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetcomm.methods.base import Methods
-from hetcomm.runtime.work import Work
 from hetcomm.types import ArrayLike
+from hetcomm.works.work import Work
 
 __all__ = ["VectorCollectives"]
 

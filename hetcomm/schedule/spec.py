@@ -1,7 +1,7 @@
 """One row for each collective: what a rank passes, what it gets, and what follows from that for everybody else.
 
 `CollectiveKind` is where a collective begins; planners, verifier, reference, benchmarks and tests read its rows. What
-its method takes is in `hetcomm.runtime.spec`.
+its method takes is in `hetcomm.calls.spec`.
 """
 
 from __future__ import annotations

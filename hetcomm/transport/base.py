@@ -52,7 +52,7 @@ class ScriptRun(Protocol):
 
     @property
     def check(self) -> int:
-        """What the ranks must agree on, likewise: see `hetcomm.runtime.tags`."""
+        """What the ranks must agree on, likewise: see `hetcomm.execution.tags`."""
         ...
 
     @property

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import DeviceError, VendorError
-from hetcomm.runtime.buffers import memory
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import FakeDevice, FakeGroup, WatchedTransport, reference
 from hetcomm.transport.inproc import InprocNetwork

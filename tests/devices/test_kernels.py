@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from hetcomm._conformance.reference import numpy_dtype
+from hetcomm.calls.buffers import memory
 from hetcomm.devices import arithmetic
-from hetcomm.runtime import local
-from hetcomm.runtime.buffers import memory
+from hetcomm.execution import local
 from hetcomm.types import COMBINING, DataType, Memory, Number, ReduceKind, has_meaning, identity
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hetcomm.calls.buffers import memory
 from hetcomm.devices import open_device
 from hetcomm.devices.base import Device
-from hetcomm.runtime import local
-from hetcomm.runtime.buffers import memory
+from hetcomm.execution import local
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import reference, this_rank
 from hetcomm.types import COMBINING, DataType, Memory, MemoryKind, Number, ReduceKind, has_meaning
@@ -122,7 +122,7 @@ def arithmetic() -> tuple[int, list[str]]:
 
 
 class OnStream:
-    """The operations of a device with those of `hetcomm.runtime.local`'s arguments."""
+    """The operations of a device with those of `hetcomm.execution.local`'s arguments."""
 
     def __init__(self, device: Device, stream: int) -> None:
         self._device, self._stream = device, stream

@@ -21,7 +21,7 @@ from hetcomm import devices
 from hetcomm._ext import ucp
 from hetcomm.communicator import Communicator
 from hetcomm.errors import HetcommError, PeerFailureError, PlanMismatchError, UsageError
-from hetcomm.runtime import job
+from hetcomm.job import job
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import FakeArray, FakeDevice, HostedStreamVendor, WatchedTransport, reference, this_rank
 from hetcomm.types import Config, DataType, ReduceKind, has_meaning

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from hetcomm._conformance.fake_vendor import touches
+from hetcomm.calls.buffers import memory
 from hetcomm.devices import Devices
-from hetcomm.runtime.buffers import memory
-from hetcomm.runtime.execution import Execution
-from hetcomm.runtime.executor import Executor
-from hetcomm.runtime.streams import Ordering
+from hetcomm.execution.execution import Execution
+from hetcomm.execution.executor import Executor
+from hetcomm.execution.streams import Ordering
 from hetcomm.schedule.collective import Collective
 from hetcomm.schedule.steps import CommId, Program
 from hetcomm.testing import FakeArray, FakeDevice, FakeGroup, WatchedTransport
@@ -128,7 +128,7 @@ class DeviceRanks:
         return devices
 
     def program(self, program: Program) -> Program:
-        """What a rank runs: without a vendor its calls are written out, as `hetcomm.runtime.plans` does it."""
+        """What a rank runs: without a vendor its calls are written out, as `hetcomm.plans.plans` does it."""
         if self.roles[program.rank] != "ucx":
             return program
         return inline(program, self.topology.communicators_of(self.topology.cluster_of(program.rank)))
@@ -192,7 +192,7 @@ class DeviceRanks:
                 self.rng.choice(begun).test()
 
     def stop(self) -> None:
-        """End all calls as the engine does after an error (`hetcomm.runtime.underway`), but on ranks that are dead."""
+        """End all calls as the engine does after an error (`hetcomm.works.underway`), but on ranks that are dead."""
         for rank, executor in enumerate(self.executors):
             if rank in self.network.dead:
                 continue
@@ -239,7 +239,7 @@ class FakeCommunicatorOf:
 
 
 class DeviceCall:
-    """One rank's call, as the engine makes it (`hetcomm.runtime.work`), between work of the user's on its stream."""
+    """One rank's call, as the engine makes it (`hetcomm.works.work`), between work of the user's on its stream."""
 
     def __init__(
         self, ranks: DeviceRanks, number: int, mine: Invocation, factor: Number | None, program: Program | None

@@ -17,7 +17,8 @@ from hetcomm.errors import (
     TransportError,
     UsageError,
 )
-from hetcomm.runtime import engine, tags
+from hetcomm.execution import tags
+from hetcomm.works import engine
 
 from .threads import clusters, run_threads
 

@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from hetcomm.calls.buffers import memory, overlap, view
 from hetcomm.errors import UsageError
-from hetcomm.runtime.buffers import memory, overlap, view
 from hetcomm.types import DataType, Memory, MemoryKind
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hetcomm.calls import calls
+from hetcomm.calls.calls import Call
 from hetcomm.errors import UsageError
-from hetcomm.runtime import calls
-from hetcomm.runtime.calls import Call
 from hetcomm.types import Memory
 
 RANK, NRANKS = 1, 3

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hetcomm
+from hetcomm.agreement.closing import Closing
+from hetcomm.agreement.control import Frame
 from hetcomm.communicator import Communicator
-from hetcomm.runtime.closing import Closing
-from hetcomm.runtime.control import Frame
 from hetcomm.testing import run_ranks, this_rank
 
 from .threads import clusters, run_threads

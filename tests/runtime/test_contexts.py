@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm.errors import UsageError
-from hetcomm.runtime.tags import MAX_COMMUNICATORS, MAX_CONTEXT, Contexts
+from hetcomm.execution.tags import MAX_COMMUNICATORS, MAX_CONTEXT, Contexts
 
 
 def make(*ranks: Contexts) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from hetcomm.agreement.control import Frame, Subject
 from hetcomm.errors import TransportError
-from hetcomm.runtime.control import Frame, Subject
 
 NRANKS = 300
 

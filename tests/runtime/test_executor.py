@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetcomm.calls.buffers import memory, view
 from hetcomm.errors import PeerFailureError, TransportError
-from hetcomm.runtime.buffers import memory, view
-from hetcomm.runtime.execution import Execution
-from hetcomm.runtime.executor import Executor
+from hetcomm.execution.execution import Execution
+from hetcomm.execution.executor import Executor
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Copy, Program, Recv, Send, Slice
 from hetcomm.schedule.timeline import Span

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from hetcomm._conformance.reference import average, numpy_dtype, scaled
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import UsageError
-from hetcomm.runtime import local
-from hetcomm.runtime.buffers import memory
+from hetcomm.execution import local
 from hetcomm.types import COMBINING, DataType, Memory, ReduceKind, has_meaning, identity
 
 NUMBERS = [dtype for dtype in DataType if dtype is not DataType.BOOL]

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetcomm._conformance.reference import average, numpy_dtype, scaled
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import TransportError
-from hetcomm.runtime.buffers import memory
-from hetcomm.runtime.execution import Execution
-from hetcomm.runtime.executor import Executor
-from hetcomm.runtime.native import NativeExecution
+from hetcomm.execution.execution import Execution
+from hetcomm.execution.executor import Executor
+from hetcomm.execution.native import NativeExecution
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Program, Recv, Reduce, Scale, Send, Slice
 from hetcomm.testing import reference, strategies

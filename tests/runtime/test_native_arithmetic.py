@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hetcomm._conformance.reference import numpy_dtype
 from hetcomm._ext import ucp
-from hetcomm.runtime import local
+from hetcomm.execution import local
 from hetcomm.types import COMBINING as OPS
 from hetcomm.types import DataType, Memory, Number, ReduceKind, has_meaning, identity
 

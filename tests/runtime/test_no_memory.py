@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import hetcomm
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import TransportError
-from hetcomm.runtime import tags
-from hetcomm.runtime.buffers import memory
+from hetcomm.execution import tags
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Program, Recv, Send, Slice
 from hetcomm.testing import run_ranks

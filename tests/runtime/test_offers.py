@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import hetcomm
 from hetcomm._ext import ucp
+from hetcomm.calls.buffers import memory
 from hetcomm.errors import CollectiveTimeoutError, TransportError, UsageError
-from hetcomm.runtime.buffers import memory
-from hetcomm.runtime.execution import Execution
-from hetcomm.runtime.executor import Executor
+from hetcomm.execution.execution import Execution
+from hetcomm.execution.executor import Executor
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.schedule.steps import Buffer, Copy, Fill, Program, Recv, Reduce, Send, Slice
 from hetcomm.testing import RanksFailed, run_ranks

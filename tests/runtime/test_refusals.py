@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import hetcomm
+from hetcomm.agreement.agreement import REFUSALS
+from hetcomm.agreement.control import Frame, Subject
 from hetcomm.communicator import Communicator
 from hetcomm.errors import HetcommError, PlanMismatchError, UsageError
-from hetcomm.runtime.agreement import REFUSALS
-from hetcomm.runtime.control import Frame, Subject
-from hetcomm.runtime.refusals import refusal, typed
+from hetcomm.works.refusals import refusal, typed
 
 from .threads import clusters, run_threads
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hetcomm
-from hetcomm.runtime.spec import EXPLAINED, SPECS, CollectiveSpec
+from hetcomm.calls.spec import EXPLAINED, SPECS, CollectiveSpec
 from hetcomm.schedule.collective import CollectiveKind
 
 EVERY = pytest.mark.parametrize("spec", SPECS.values(), ids=lambda spec: spec.name)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from hetcomm.errors import TopologyError, UsageError, VendorError
-from hetcomm.runtime import tags
-from hetcomm.runtime.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
-from hetcomm.runtime.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
-from hetcomm.runtime.launcher import Launcher
-from hetcomm.runtime.settings import settings
+from hetcomm.execution import tags
+from hetcomm.job.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
+from hetcomm.job.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
+from hetcomm.job.launcher import Launcher
+from hetcomm.job.settings import settings
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import Config
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hetcomm._conformance.fake_streams import FakeEvent, FakeGate
 from hetcomm.errors import HetcommError, VendorError
-from hetcomm.runtime.streams import Ordering
+from hetcomm.execution.streams import Ordering
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import FakeDevice, reference, strategies
 from hetcomm.topology import select

@@ -17,16 +17,16 @@ from hetcomm._conformance.fake_vendor import FakeGroup
 from hetcomm.communicator import Communicator
 from hetcomm.devices import Devices
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, VendorError
-from hetcomm.runtime.job import Job
-from hetcomm.runtime.tags import Contexts
-from hetcomm.runtime.waiting import Pump
-from hetcomm.runtime.wiring import wire
+from hetcomm.execution.tags import Contexts
+from hetcomm.job.job import Job
+from hetcomm.job.wiring import wire
 from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import FakeDevice, FakeStreamVendor, WatchedTransport
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.transport.inproc import InprocNetwork
 from hetcomm.types import Config, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
+from hetcomm.waiting.waiting import Pump
 
 from .threads import Meeting, ThreadGroup
 

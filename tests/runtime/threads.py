@@ -16,13 +16,13 @@ from typing import Any
 from hetcomm import communicator
 from hetcomm.communicator import Communicator
 from hetcomm.errors import CollectiveTimeoutError
-from hetcomm.runtime.job import Job
-from hetcomm.runtime.tags import Contexts
-from hetcomm.runtime.waiting import Pump
-from hetcomm.runtime.wiring import wire
+from hetcomm.execution.tags import Contexts
+from hetcomm.job.job import Job
+from hetcomm.job.wiring import wire
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.transport.inproc import InprocNetwork
 from hetcomm.types import Config
+from hetcomm.waiting.waiting import Pump
 
 DEADLINE = 30.0
 

@@ -13,7 +13,7 @@ import pytest
 import hetcomm
 from hetcomm._ext import ucp
 from hetcomm.errors import HetcommError, TransportError, UsageError
-from hetcomm.runtime import tags
+from hetcomm.execution import tags
 from hetcomm.testing import run_ranks, this_rank
 from hetcomm.transport.adoption import endpoint_of, handle_of
 from hetcomm.transport.ucx import UcxTransport, is_shared

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hetcomm.calls.buffers import view
 from hetcomm.errors import DeviceError, VendorError
-from hetcomm.runtime.buffers import view
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import FakeDevice, reference
 from hetcomm.types import COMBINING, DataType, Memory, MemoryKind, ReduceKind, has_meaning
