@@ -18,8 +18,8 @@ PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "300"))
 BLOCKS = [range(first, min(first + BLOCK, PROGRAMS)) for first in range(0, PROGRAMS, BLOCK)]
 
 NOT_NAMED = {"left", "other", "unnamed"}
-"""Every rank got a typed error in time, but one that names the rank that left, or a rank that waits, and not both calls:
-mostly where the ranks wait in different communicators. How soon ranks are told is what `campaign` prints."""
+"""Every rank got a typed error in time, but one that names the rank that left, or one that is waited for, and not both
+calls: mostly where the ranks wait in different communicators. How soon ranks are told is what `campaign` prints."""
 
 
 @pytest.mark.parametrize("seeds", BLOCKS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
