@@ -1,11 +1,11 @@
-"""Calls that are made again take the express way: the same results, the same errors."""
+"""Calls that are made again take the fast path: the same results, the same errors."""
 
 from __future__ import annotations
 
 import pytest
 
 from hetcomm.testing import run_ranks
-from tests import express_jobs as jobs
+from tests import fast_path_jobs as jobs
 
 ENV = {"HETCOMM_TIMEOUT": "40"}
 JOBS = {"1+1": ("mpi", "ucx"), "2+2": ("mpi", "mpi", "ucx", "ucx"), "3": ("ucx",) * 3, "2 of mpi": ("mpi", "mpi")}

@@ -1,4 +1,4 @@
-"""What the ranks of `test_express` do: the same calls again and again, so that they take the express way."""
+"""What the ranks of `test_fast_path` do: the same calls again and again, so that they take the fast path."""
 
 from __future__ import annotations
 
