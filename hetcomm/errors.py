@@ -49,7 +49,7 @@ class HetcommError(Exception):
         step: The step of the program, as text.
 
     Attributes:
-        message, remedy, rank, origin, collective, step: As given.
+        message: As given, and so are `remedy`, `rank`, `origin`, `collective` and `step`.
         ranks: As given, as a frozen set.
         peer: The only one of `ranks`; None if there are none or several.
     """
