@@ -21,6 +21,7 @@ from hetcomm.types import DataType, Memory, Number, PremulSum, ReduceOp, as_numb
 
 __all__ = [
     "Call",
+    "check_factor",
     "check_factor_of",
     "check_integer",
     "check_integers",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hetcomm._conformance.reference import average, numpy_dtype, scaled
+from hetcomm.calls import arguments
 from hetcomm.calls.buffers import memory
 from hetcomm.errors import UsageError
 from hetcomm.execution import local
@@ -113,9 +114,9 @@ def test_any_byte_of_bool_but_0_is_true() -> None:
 
 
 def test_factors_that_a_dtype_cannot_hold_are_refused() -> None:
-    local.check_factor(1.5, DataType.FLOAT16, 0)
-    local.check_factor(2, DataType.INT8, 0)
-    local.check_factor(1j, DataType.COMPLEX64, 0)
+    arguments.check_factor(1.5, DataType.FLOAT16, 0)
+    arguments.check_factor(2, DataType.INT8, 0)
+    arguments.check_factor(1j, DataType.COMPLEX64, 0)
     for factor, dtype in ((1.5, DataType.INT32), (1j, DataType.FLOAT64), (1j, DataType.UINT8)):
         with pytest.raises(UsageError, match="'op' has the factor"):
-            local.check_factor(factor, dtype, 0)
+            arguments.check_factor(factor, dtype, 0)
