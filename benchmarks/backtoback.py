@@ -16,7 +16,6 @@ The exit status is 1 if a result was wrong, 2 if Open MPI was faster than promis
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,22 +151,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    found: list[onehost.Job] = []
-    for job in jobs(options):
-        found.append(onehost.measure(*job, options))
-        print("\n".join(lines(found[-1])), flush=True)
-        if options.json is not None:
-            about = {"format": FORMAT, "command": options.command, "verdicts": verdicts(found), "jobs": found}
-            options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    table = verdicts(found)
-    for row in table:
-        kept = "kept    " if row["kept"] else "NOT KEPT"
-        print(kept, f"{row['promise']}: {row['found']:.2f}, promised {row['least']:g}")
+    found, status = onehost.carry_out(options, FORMAT, jobs(options), lines, verdicts)
     if options.plot is not None:
         draw(found, options.plot)
-    if any(row["wrong"] for job in found for row in job["rows"]):
-        return 1
-    return 0 if all(row["kept"] for row in table) else 2
+    return status
 
 
 if __name__ == "__main__":

@@ -236,26 +236,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def carry_out(
+    options: argparse.Namespace,
+    written_as: str,
+    tasks: Iterator[tuple[str, list[str], list[int], Benchmark]],
+    describe: Callable[[Job], Iterator[str]],
+    judge: Callable[[Sequence[Job]], list[dict[str, Any]]],
+) -> tuple[list[Job], int]:
+    """Measure, print and write all jobs, then say what was promised; the status is 1 for wrong values, 2 for less."""
+    found: list[Job] = []
+    for task in tasks:
+        found.append(measure(*task, options))
+        print("\n".join(describe(found[-1])), flush=True)
+        if options.json is not None:
+            about = {"format": written_as, "command": options.command, "verdicts": judge(found), "jobs": found}
+            options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    table = judge(found)
+    for row in table:
+        kept = "kept    " if row["kept"] else "NOT KEPT"
+        print(kept, f"{row['promise']}: {row['found']:.2f}, promised {row['least']:g}")
+    if any(row["wrong"] for job in found for row in job["rows"]):
+        return found, 1
+    return found, 0 if all(row["kept"] for row in table) else 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    found: list[Job] = []
-    for job in jobs(options):
-        found.append(measure(*job, options))
-        print("\n".join(lines(found[-1])), flush=True)
-        if options.json is not None:
-            about = {"format": FORMAT, "command": options.command, "verdicts": verdicts(found), "jobs": found}
-            options.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    table = verdicts(found)
-    for row in table:
-        print(
-            "kept    " if row["kept"] else "NOT KEPT",
-            f"{row['promise']}: {row['found']:.2f}, promised {row['least']:g}",
-        )
+    found, status = carry_out(options, FORMAT, jobs(options), lines, verdicts)
     if options.plot is not None and "short" in options.parts:
         draw(found, options.plot)
-    if any(row["wrong"] for job in found for row in job["rows"]):
-        return 1
-    return 0 if all(row["kept"] for row in table) else 2
+    return status
 
 
 if __name__ == "__main__":
