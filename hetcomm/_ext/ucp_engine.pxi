@@ -25,6 +25,7 @@ cdef class Engine:
     cdef unsigned int failures
     cdef Views views            # of memory that peers share
     cdef Shelf shelf
+    cdef size_t longest_shelved
     cdef Watch watch
     cdef object interruption
     cdef object companion
@@ -34,6 +35,7 @@ cdef class Engine:
         self.peers = {}
         self.watch = Watch()
         self.shelf = Shelf.__new__(Shelf)
+        self.longest_shelved = LONGEST_SHELVED
 
     cdef tuple open(self, dict options):
         """Make a context and a worker; returns the names of the options this UCX does not know."""
@@ -136,6 +138,8 @@ cdef class Engine:
         peer.link.failures = &self.failures
         peer.open(self.worker, self.address, self.watch, ep)
         self.peers[number] = peer
+        if self.watch.count > (os.cpu_count() or 1):  # its own descriptor stands for this process
+            self.longest_shelved = LONGEST_SHELVED_IN_CROWD
         return 0
 
     cdef int turn(self, Waiter* waiter) noexcept nogil:

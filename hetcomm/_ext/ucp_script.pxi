@@ -630,7 +630,7 @@ cdef class Run:
                 return self._post(index, op.tag | self.tag)
             self.offered[index].offer = offer
             return self._make_offer(index, &self.offered[index], NULL)
-        return self._shelve(index) if op.nbytes <= LONGEST_SHELVED else self._post(index, op.tag | self.tag)
+        return self._shelve(index) if op.nbytes <= self.engine.longest_shelved else self._post(index, op.tag | self.tag)
 
     cdef int _shelve(self, int index) noexcept nogil:
         """Copy a message to the shelf and offer it from there, a part at a time; RUN_STALLS if there is no room."""

@@ -32,7 +32,10 @@ cdef extern from "ucp_shared.h" nogil:
 cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
     MOST_SHELVED = 1 << 18    # bytes of one, or of a part of one, that is first copied to where it can be seen
-    LONGEST_SHELVED = 1 << 20  # bytes of one that is: past the caches a second copy costs more than the kernel's help
+    # Bytes of the longest message that is. The second copy is free where the sender's core would be idle meanwhile;
+    # where ranks share the cores it takes time from others, and the kernel, which copies once, is asked instead.
+    LONGEST_SHELVED = 1 << 20
+    LONGEST_SHELVED_IN_CROWD = 1 << 17
     SLOTS = 32                # for so many of them
 
 # Of tags, as `hetcomm.execution.tags` divides them:
