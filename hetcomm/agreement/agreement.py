@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from hetcomm._ext import ucp
@@ -141,6 +141,7 @@ class Agreement:
         self._gone: dict[int, Frame] = {}
         self._heard: set[int] = set()  # who has told its plan, while `diagnose` asks
         self.unsettled: list[int] = []
+        self._why_unsettled: dict[int, HetcommError] = {}
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
@@ -299,6 +300,12 @@ class Agreement:
         missing = sorted(set(self._mailbox.others()) - set(self._plans.get(ticket.call, ())))
         who = f"ranks {', '.join(map(str, missing[:8]))}{', ...' if len(missing) > 8 else ''}"
         return f"{who} to agree on {ticket.intent.text}", missing[0] if missing else None
+
+    def unmet(self) -> Iterator[tuple[int, int, str]]:
+        """Calls that other ranks wait in and this one has not made: who, the call's number, and its plan as text."""
+        for call, frames in self._plans.items():
+            if call >= self._ledger.next_call:
+                yield from ((source, call, frame.text) for source, frame in frames.items())
 
     # ---- leaving
 
@@ -571,6 +578,7 @@ class Agreement:
         if ticket is not None:
             ticket.error = error
             self.failed.append(ticket)
+        self._why_unsettled[call] = error
         self._report(call, moved)
         if moved and self.broken is None:
             self.broken = f"call {call} failed when data had already moved: {error.message}"
@@ -603,11 +611,13 @@ class Agreement:
         moved = [call for call in self.unsettled if self._settled.get(call)]
         if moved and self.broken is None:
             self.broken = f"other ranks had begun call {moved[0]} when it was refused"
+            self.cause = self._why_unsettled.get(moved[0])
         if moved or not all(call in self._settled for call in self.unsettled):
             return False
         for call in self.unsettled:
             del self._settled[call]
         self.unsettled.clear()
+        self._why_unsettled.clear()
         return True
 
 

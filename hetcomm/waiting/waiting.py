@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 from hetcomm._ext import ucp
@@ -61,6 +61,13 @@ class Mover(Protocol):
 
     def move_vendors(self) -> None:
         """Move the vendors' communicators only: somebody is in the middle of a call of the transport."""
+        ...
+
+    def unmet(self, transport: Transport) -> Iterable[tuple[int, str]]:
+        """Calls that other ranks wait in and this one has not made, if its messages go by that transport.
+
+        Each is a peer's number there, and the call as text.
+        """
         ...
 
 
@@ -188,6 +195,10 @@ class Pump:
         """Look at what is said on the communicators, and move their vendors; on some of them if there are many."""
         for mover in self._some_movers():
             mover.attend()
+
+    def unmet(self, transport: Transport) -> dict[int, str]:
+        """By peer of that transport: a call that it waits in, and this process has not made."""
+        return {peer: call for mover in self._movers for peer, call in mover.unmet(transport)}
 
     def _some_movers(self) -> Iterator[Mover]:
         for _ in range(min(len(self._movers), _MOVERS_PER_TURN)):

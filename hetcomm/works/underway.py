@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hetcomm.agreement.agreement import Ticket
 from hetcomm.errors import (
+    CollectiveTimeoutError,
     HetcommError,
     PeerFailureError,
     PlanMismatchError,
@@ -22,6 +23,7 @@ from hetcomm.errors import (
     VendorError,
     numbers,
 )
+from hetcomm.transport.base import Transport
 from hetcomm.works.work import MessageWork, Work
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ _log = logging.getLogger(__name__)
 _WATCH_EVERY = 0.05  # seconds
 _PATIENCE = 1.0  # seconds that libraries get to finish what cannot be taken back from them,
 _PATIENCE_WITH_THE_DEAD = 0.1  # and where that needs a rank which has died
+_SHOWN = 8  # calls that an error names
 
 
 class UnderWay:
@@ -113,7 +116,7 @@ class UnderWay:
             )
         with self.lock:  # the progress thread may be about to find out why
             self.settle()
-            self.told = True
+            self.tell()
             raise self._unusable_error() from self.agreement.cause
 
     @property
@@ -167,6 +170,8 @@ class UnderWay:
         """A work is over; nothing of it touches an array any more."""
         if work.over:
             return
+        if isinstance(error, HetcommError):
+            error = self._with_unmet(work, error)
         work.end(error)
         if error is not None and not work.attended:
             self.unraised = self.unraised or error
@@ -177,6 +182,40 @@ class UnderWay:
                 self.agreement.over(ticket)
         if error is None:
             self.ledger.calls += work.counts
+
+    def unmet(self, transport: Transport) -> list[tuple[int, str]]:
+        """See `Mover.unmet`."""
+        if transport is not self._parts.job.transport:
+            return []
+        ranks = numbers(self._parts.peers)
+        return [
+            (self._parts.peers[rank], f"call {call} of the communicator of ranks {ranks} of the job, {text}")
+            for rank, call, text in self.agreement.unmet()
+        ]
+
+    def _with_unmet(self, work: Work, error: HetcommError) -> HetcommError:
+        """What to raise where a rank that a work needs waits, or has waited, for this one in another communicator."""
+        if not isinstance(error, CollectiveTimeoutError | PeerFailureError):
+            return error
+        unmet = self._parts.job.pump.unmet(self._parts.job.transport)
+        waiting = {rank: unmet[peer] for rank, peer in enumerate(self._parts.peers) if peer in unmet}
+        if isinstance(error, PeerFailureError):
+            waiting = {rank: call for rank, call in waiting.items() if rank in error.ranks}
+        if not waiting:
+            return error
+        calls = "; ".join(
+            f"rank {rank} waits for rank {self.rank} to make {call}" for rank, call in sorted(waiting.items())[:_SHOWN]
+        )
+        if isinstance(error, CollectiveTimeoutError):
+            return error.again(message=f"{error.message}; meanwhile {calls}", ranks=waiting)
+        mine = work.name if work.ticket is None else f"{work.ticket.intent.text}, call {work.ticket.call} here"
+        return PlanMismatchError(
+            f"the ranks disagree on what to call: rank {self.rank} waits in {mine}, but {calls} ({error.message})",
+            rank=self.rank,
+            ranks=waiting,
+            collective=error.collective,
+            remedy="All ranks must make the same calls, on the same communicators, in the same order.",
+        )
 
     def keep_until_close(self, *owners: object) -> None:
         """Keep alive what the transport would not let go of."""

@@ -13,7 +13,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import faulthandler
-import importlib.metadata
 import json
 import os
 import re
@@ -274,7 +273,6 @@ def summary(verdicts: Iterable[Verdict], seconds: float) -> dict[str, Any]:
         },
         "seconds": round(seconds, 1),
         "python": sys.version.split()[0],
-        "hetcomm": importlib.metadata.version("hetcomm"),
         "cores": os.cpu_count(),
     }
 
