@@ -412,10 +412,10 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         elif not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
-            self._abandon(f"ended with {kind.__name__}")
+            self._abandon(error)
 
     def _disown(self) -> None:
         """This process is a forked child."""
@@ -423,14 +423,14 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         for child in self._children:
             child._disown()
 
-    def _abandon(self, why: str) -> None:
+    def _abandon(self, error: BaseException) -> None:
         """Leave without waiting for the others, who are told."""
         if self._closed:
             return
         for child in tuple(self._children):
-            child._abandon(why)
+            child._abandon(error)
         with self._engine.lock:
-            self._engine.abandon(why)
+            self._engine.abandon("ended", error)
         self._close(0.0)
 
     def _close(self, seconds: float) -> None:
@@ -502,7 +502,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                         part._engine.abandon("closed it without waiting")
                     part._engine.end_later(deadline)
                 cause = part._parts.agreement.cause
-                if cause is not None:
+                if cause is not None and not part._engine.told:
                     self._engine.unraised = self._engine.unraised or cause.again()
                 part._end_apart()
             with self._engine.lock:

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 
 from hetcomm._ext import ucp
 from hetcomm.agreement.closing import Closing, Parting
-from hetcomm.agreement.control import Frame, Mailbox, Subject
+from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject
 from hetcomm.errors import (
+    CollectiveTimeoutError,
     DepartedError,
     DeviceError,
     HetcommError,
@@ -150,7 +151,7 @@ class Agreement:
         self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
-        self._why = "closed it"
+        self._why, self._why_kind = "closed it", Leaving.CLOSED
         self._misuse: HetcommError | None = None  # the last in which ranks called different things
         self._watched = -1  # the oldest open call when `remind` looked last
         self._remind_at = 0.0
@@ -309,18 +310,31 @@ class Agreement:
 
     # ---- leaving
 
-    def leave(self, why: str, blamed: Iterable[int] = (), origin: int | None = None) -> None:
+    def leave(
+        self,
+        how: str,
+        error: BaseException | None = None,
+        blamed: frozenset[int] = frozenset(),
+        origin: int | None = None,
+    ) -> None:
         """Tell the others that this rank takes part in nothing more, its oldest open call included.
 
-        Telling it again does nothing. `blamed` are the ranks because of which, as `origin` found out first.
+        Telling it again does nothing.
+
+        Args:
+            how: A clause without its subject.
+            error: Why, if that is one; it may be that of another communicator.
+            blamed: The ranks of this one because of which,
+            origin: and the one that found out first.
         """
         if self._gone_out:
             return
         by_closing = self._leaving
         self._leaving = self._gone_out = True
-        self._why = why
+        self._why = how if error is None else f"{how} with {type(error).__name__}: {_said(error)}".removesuffix(": ")
+        self._why_kind = Leaving.CLOSED if by_closing else _leaving_after(error)
         call = next(iter(self._open), self._ledger.next_call)
-        frame = Frame(Subject.GONE, self._rank, call, int(by_closing), text=why, ranks=frozenset(blamed), origin=origin)
+        frame = Frame(Subject.GONE, self._rank, call, self._why_kind, text=self._why, ranks=blamed, origin=origin)
         self._mailbox.send(frame, self._mailbox.others())
 
     def close(
@@ -427,7 +441,7 @@ class Agreement:
 
     def _say_gone(self, rank: int) -> None:
         """Tell a rank that asks that this one takes part in nothing more."""
-        frame = Frame(Subject.GONE, self._rank, self._ledger.next_call, int(not self._gone_out), text=self._why)
+        frame = Frame(Subject.GONE, self._rank, self._ledger.next_call, self._why_kind, text=self._why)
         self._mailbox.send(frame, (rank,))
 
     def _disagree(self, call: int, text: str) -> None:
@@ -460,7 +474,9 @@ class Agreement:
                 if self.unsettled and frame.source and frame.call > self.unsettled[-1]:
                     continue  # it may have left because of what rank 0 has yet to tell
                 for ticket in [each for each in self._open.values() if each.call >= frame.call]:
-                    if ticket.error is None and (frame.subject is Subject.CLOSING or (frame.flag and not frame.ranks)):
+                    if ticket.error is None and (
+                        frame.subject is Subject.CLOSING or (frame.flag == Leaving.CLOSED and not frame.ranks)
+                    ):
                         self._report_departure(ticket, frame.source)
                     elif ticket.error is None:
                         self._fail_deserted(ticket, frame)
@@ -540,7 +556,9 @@ class Agreement:
         ticket.error = error = self._desertion(frame, ticket.call)
         self.failed.append(ticket)
         if not isinstance(error, PeerFailureError):
-            self.broken, self.cause = error.message, error
+            self.broken = error.message
+            if isinstance(error, PlanMismatchError):
+                self.cause = error
 
     def _desertion(self, frame: Frame, call: int) -> HetcommError:
         """The error of a call that needs a rank which has left.
@@ -551,6 +569,15 @@ class Agreement:
         if self._misuse is not None and not blamed:  # it has left because of what this rank may not have raised yet
             return self._misuse.again(collective=call)
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
+        if frame.flag in (Leaving.MISMATCH, Leaving.LATE):
+            return (PlanMismatchError if frame.flag == Leaving.MISMATCH else CollectiveTimeoutError)(
+                what,
+                rank=self._rank,
+                ranks=frame.ranks - {self._rank} or {frame.source},
+                origin=frame.source if frame.origin is None else frame.origin,
+                collective=call,
+                remedy="Close this communicator. All ranks must make the same calls.",
+            )
         if blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"
         return PeerFailureError(
@@ -578,7 +605,8 @@ class Agreement:
         if ticket is not None:
             ticket.error = error
             self.failed.append(ticket)
-        self._why_unsettled[call] = error
+        if isinstance(error, PlanMismatchError):
+            self._why_unsettled[call] = error
         self._report(call, moved)
         if moved and self.broken is None:
             self.broken = f"call {call} failed when data had already moved: {error.message}"
@@ -619,6 +647,16 @@ class Agreement:
         self.unsettled.clear()
         self._why_unsettled.clear()
         return True
+
+
+def _said(error: BaseException) -> str:
+    return error.message if isinstance(error, HetcommError) else str(error)
+
+
+def _leaving_after(error: BaseException | None) -> Leaving:
+    if isinstance(error, PlanMismatchError):
+        return Leaving.MISMATCH
+    return Leaving.LATE if isinstance(error, CollectiveTimeoutError) else Leaving.FAILED
 
 
 def _departure(caller: int, call: str, closer: int) -> str:

@@ -20,7 +20,7 @@ from hetcomm.execution import tags
 from hetcomm.execution.execution import collect
 from hetcomm.transport.base import Request, Transport
 
-__all__ = ["Frame", "Mailbox", "Subject"]
+__all__ = ["Frame", "Leaving", "Mailbox", "Subject"]
 
 # Subject, flag, number of spans of ranks, source, origin (-1: none), call, number, fingerprint, bytes of text; then the
 # spans, each a first rank and how many follow it, then the text in UTF-8, then zeros.
@@ -41,13 +41,22 @@ class Subject(enum.IntEnum):
     REFUSED = 3  # my arguments for this call were refused; flag: kind of error, text: the message
     SETTLE = 4  # to rank 0, after a call that failed everywhere; flag: whether I had begun it
     SETTLED = 5  # flag: whether any rank had begun it
-    GONE = 6  # I have left the communicator before this call; flag: whether by closing it;
-    #           text: why; ranks: who is to blame, if it is not me
+    GONE = 6  # I have left the communicator before this call; flag: a `Leaving`; text: why;
+    #           ranks: who is to blame, if it is not me
     CLOSING = 7  # this and the next three end it: see `hetcomm.agreement.closing`
     CLOSED = 8
     PARTING = 9
     PARTED = 10
     WAITING = 11  # I wait for a message from you, or for you to take one: say so if you have left
+
+
+class Leaving(enum.IntEnum):
+    """Why a rank has left, as far as it matters to the others."""
+
+    FAILED = 0
+    CLOSED = 1  # in good faith: it has nothing more to call
+    MISMATCH = 2  # after a PlanMismatchError, which is that of all
+    LATE = 3  # after a CollectiveTimeoutError
 
 
 @dataclass(frozen=True, slots=True)

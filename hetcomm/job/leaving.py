@@ -32,7 +32,7 @@ class _Closable(Protocol):
 
     def _settle(self) -> None: ...
 
-    def _abandon(self, why: str) -> None: ...
+    def _abandon(self, error: BaseException) -> None: ...
 
     def _end_later(self, seconds: float) -> None: ...
 
@@ -76,7 +76,7 @@ def _close_all() -> None:
     crashed = getattr(sys, "last_value", None)  # set for an exception that nobody caught
     for communicator in reversed(list(_open)):
         if crashed is not None:
-            communicator._abandon(f"ended with {type(crashed).__name__}")
+            communicator._abandon(crashed)
         else:
             communicator._close(_GRACE)
             try:

@@ -75,6 +75,7 @@ class UnderWay:
         self._halted = False  # broken, or about to be: nothing moves any more
         self._watch_at = 0.0
         self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
+        self._reason: HetcommError | None = None  # the error that broke it, if this rank found it
 
     def enter(self) -> None:
         """Refuse any call on a communicator that is closed or broken, and one in the middle of another.
@@ -116,8 +117,12 @@ class UnderWay:
             )
         with self.lock:  # the progress thread may be about to find out why
             self.settle()
-            self.tell()
-            raise self._unusable_error() from self.agreement.cause
+            reason = self.agreement.cause or self._reason
+            if reason is not None and not self.told:
+                self.told = True
+                raise reason.again()
+            self.told = True
+            raise self._unusable_error() from reason
 
     @property
     def is_foreign(self) -> bool:
@@ -208,6 +213,8 @@ class UnderWay:
         )
         if isinstance(error, CollectiveTimeoutError):
             return error.again(message=f"{error.message}; meanwhile {calls}", ranks=waiting)
+        if isinstance(error, PlanMismatchError):  # it names both sides
+            return error.again(message=f"{error.message}; meanwhile {calls}")
         mine = work.name if work.ticket is None else f"{work.ticket.intent.text}, call {work.ticket.call} here"
         return PlanMismatchError(
             f"the ranks disagree on what to call: rank {self.rank} waits in {mine}, but {calls} ({error.message})",
@@ -233,6 +240,7 @@ class UnderWay:
             return
         left = next((ticket.error for ticket in failed if isinstance(ticket.error, PeerFailureError)), None)
         if self.agreement.broken is not None:
+            self._reason = self._reason or next((ticket.error for ticket in failed), None)
             self._halt()
         elif left is not None:
             self._break(self._blame(left))
@@ -333,11 +341,11 @@ class UnderWay:
         if self.agreement.broken is None:
             self._break(error)
 
-    def abandon(self, why: str) -> None:
-        """Stop everything and leave the others, who are told why unless they have been."""
+    def abandon(self, how: str, error: BaseException | None = None) -> None:
+        """Stop everything and leave the others, who are told how and because of what unless they have been."""
         if self.agreement.broken is None:
-            self.agreement.broken = f"this rank {why}"
-        self.agreement.leave(why)
+            self.agreement.broken = f"this rank {how}"
+        self.agreement.leave(how, error)
         if not self._halted:
             self._halt()
 
@@ -345,12 +353,12 @@ class UnderWay:
         """The communicator is broken by `error`, which is that of `work`; unless all know, the others are told."""
         if self.agreement.broken is None:
             self.agreement.broken = f"{type(error).__name__}: {error}".removesuffix(": ")
-            why = error.message if isinstance(error, HetcommError) else str(error)
-            text = f"failed with {type(error).__name__}: {why}".removesuffix(": ")
-            if isinstance(error, PeerFailureError):
-                self.agreement.leave(text, error.ranks, error.origin)
+            if isinstance(error, HetcommError):
+                self._reason = error
+            if isinstance(error, PeerFailureError | CollectiveTimeoutError):
+                self.agreement.leave("failed", error, error.ranks, error.origin)
             else:
-                self.agreement.leave(text)
+                self.agreement.leave("failed", error)
         if work is not None and isinstance(error, Exception):
             self.end(work, error)
         self._halt()
