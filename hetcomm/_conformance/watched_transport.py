@@ -119,6 +119,10 @@ class WatchedTransport:
         """The peers that are known to have failed."""
         return frozenset(self.inner.failed_peers())
 
+    def dying_peers(self) -> frozenset[int]:
+        """The peers that will be among these soon."""
+        return frozenset(self.inner.dying_peers())
+
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
         """Progress until something has happened, `rouse` is called, or `seconds` have passed."""
         return bool(self.inner.watch(seconds, query, events))

@@ -22,6 +22,7 @@ One thread at a time may use a worker. A second one gets a `TransportError` and 
 """
 
 import os
+import signal
 
 cimport cython
 cimport numpy
@@ -461,7 +462,9 @@ cdef class Worker:
                     break
                 if gone != UCS_OK and gone != UCS_INPROGRESS:
                     break
-                if origin.link.failed != UCS_OK or target.link.failed != UCS_OK:
+                if got == UCS_INPROGRESS and origin.link.failed != UCS_OK:
+                    break
+                if gone == UCS_INPROGRESS and target.link.failed != UCS_OK:
                     break
                 turn = self._engine.turn(&waiter)
                 if turn != GO_ON:
@@ -696,6 +699,13 @@ cdef class Worker:
             if peer.link.failed != UCS_OK:
                 failed.add(number)
         return frozenset(failed)
+
+    def dying_peers(self):
+        """The numbers of the peers on this machine that have been killed, and have not ended yet."""
+        return frozenset([
+            number for number, item in self._engine.peers.items()
+            if (<Peer>item).pidfd >= 0 and (<Peer>item).link.failed == UCS_OK and _is_dying((<Peer>item).pid())
+        ])
 
     def watch(self, double seconds, size_t query=0, object events=()):
         """Progress until something has happened, `rouse` is called, or `seconds` have passed; whether something has.

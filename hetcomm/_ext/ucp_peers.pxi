@@ -68,6 +68,17 @@ cdef bytes _process_mark():
     return machine + namespace.to_bytes(8, "little") + os.getpid().to_bytes(4, "little")
 
 
+cdef bint _is_dying(int pid) except -1:
+    """Whether a process has been killed: it ends when its memory has been given back, which may take a while."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            fields = dict([line.split(":", 1) for line in file if ":" in line])
+    except OSError:
+        return False
+    killed = 1 << (signal.SIGKILL - 1)
+    return bool((int(fields.get("SigPnd", "0"), 16) | int(fields.get("ShdPnd", "0"), 16)) & killed)
+
+
 @cython.final
 cdef class Watch:
     """The descriptors a sleeper watches: first the worker's own (-1: none), then the pidfds of local peers."""

@@ -565,7 +565,7 @@ class Agreement:
 
         It may have left because of others: then these are named, all that any rank has told of.
         """
-        blamed = frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
+        blamed = self.blamed()
         if self._misuse is not None and not blamed:  # it has left because of what this rank may not have raised yet
             return self._misuse.again(collective=call)
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
@@ -589,9 +589,17 @@ class Agreement:
             remedy="Close this communicator. All ranks must make the same calls.",
         )
 
-    def desertion(self) -> HetcommError | None:
-        """The error of calls that fail because a rank has left after its part of them; None if none has."""
-        frame = next(iter(self._gone.values()), None)
+    def gone(self) -> frozenset[int]:
+        """The ranks that have said that they have left."""
+        return frozenset(self._gone)
+
+    def blamed(self) -> frozenset[int]:
+        """The other ranks because of which some have left, as far as any has told."""
+        return frozenset[int]().union(*(each.ranks for each in self._gone.values())) - {self._rank}
+
+    def desertion(self, ranks: Collection[int] = ()) -> HetcommError | None:
+        """The error of calls that fail because a rank has left, one of `ranks` if possible; None if none has."""
+        frame = next((self._gone[rank] for rank in ranks if rank in self._gone), next(iter(self._gone.values()), None))
         return None if frame is None else self._desertion(frame, frame.call)
 
     def _may_survive(self, call: int) -> bool:

@@ -178,5 +178,5 @@ class Messages(Methods):
     def _end_message(self, error: HetcommError, peer: int) -> NoReturn:
         told = self._points.explain(error, peer)
         if self._points.is_fatal(error):
-            self._engine.give_up(told)
+            told = self._engine.lose(told)
         raise told from error

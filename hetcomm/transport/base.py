@@ -167,6 +167,10 @@ class Transport(Protocol):
         """The peers that are known to have failed by now; whoever asks need not have messages for them."""
         ...
 
+    def dying_peers(self) -> frozenset[int]:
+        """Those that will be among these soon, as far as that can be seen: their processes have been killed."""
+        ...
+
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
         """Progress until something has happened, another thread calls `rouse`, or `seconds` have passed.
 

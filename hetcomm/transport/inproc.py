@@ -203,6 +203,10 @@ class InprocTransport:
         """Those that `InprocNetwork.fail` was called for."""
         return frozenset(peer for peer, rank in self._peers.items() if rank in self.network.dead)
 
+    def dying_peers(self) -> frozenset[int]:
+        """None: they die at once."""
+        return frozenset()
+
     def progress(self) -> bool:
         """Let what is due arrive; whether anything did."""
         with self.network.changed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,11 @@ __all__ = ["UnderWay"]
 
 _log = logging.getLogger(__name__)
 
-_WATCH_EVERY = 0.05  # seconds
+_WATCH_EVERY = 0.02  # seconds
 _PATIENCE = 1.0  # seconds that libraries get to finish what cannot be taken back from them,
 _PATIENCE_WITH_THE_DEAD = 0.1  # and where that needs a rank which has died
+_MOMENT = 0.02  # seconds without another death after which no more are waited for,
+_DEATH = 0.5  # unless a process has been killed, and has so long to end
 _SHOWN = 8  # calls that an error names
 
 
@@ -262,7 +265,7 @@ class UnderWay:
         self._stop()
         better = error
         if isinstance(error, HetcommError):
-            cause = error if work.ticket is None else self.agreement.diagnose(work.ticket, error)
+            cause = self._misuse_behind(work, error)
             better = self._blame(self._in_own_numbers(error) if cause is error else cause.again())
             if work.ticket is not None and better.collective is None:
                 better = better.again(collective=work.ticket.call)
@@ -276,6 +279,30 @@ class UnderWay:
         if not failed:
             return failed
         return frozenset(rank for rank, peer in enumerate(self._parts.peers) if peer in failed and rank != self.rank)
+
+    def _dead(self) -> frozenset[int]:
+        """Those of them that have not left before they ended; all that die in one moment."""
+        dead = self._ended() - self.agreement.gone()
+        transport = self._parts.job.transport
+        now = time.monotonic()
+        until, latest = now + _MOMENT, now + _DEATH
+        while dead and (now < until or (now < latest and transport.dying_peers())):
+            transport.progress()
+            os.sched_yield()
+            more = self._ended() - self.agreement.gone()
+            now = time.monotonic()
+            if more != dead:
+                dead, until = more, now + _MOMENT
+        return dead
+
+    def _misuse_behind(self, work: Work, error: HetcommError) -> HetcommError:
+        """The misuse behind an error, or `error` itself; nobody is asked where a rank has died."""
+        if work.ticket is None:
+            return error
+        self.agreement.poll()
+        if isinstance(error, PeerFailureError) and self._ended() - self.agreement.gone():
+            return work.ticket.error or self.agreement.cause or error
+        return self.agreement.diagnose(work.ticket, error)
 
     def _end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
         """The error of calls that need ranks which have ended."""
@@ -297,10 +324,14 @@ class UnderWay:
         """
         if not isinstance(error, (VendorError, PeerFailureError)) or isinstance(error, PlanMismatchError):
             return error
-        ended = self._ended()
-        if isinstance(error, PeerFailureError) and (not ended or error.ranks & ended):
-            return error
-        return self._end_of(ended, error.message, error) if ended else self.agreement.desertion() or error
+        self.agreement.poll()
+        dead = self._dead()
+        if dead:
+            return self._end_of(dead | self.agreement.blamed(), error.message, error)
+        gone = self.agreement.gone()
+        if isinstance(error, VendorError) or (error.ranks and error.ranks <= gone):
+            return self.agreement.desertion(error.ranks) or error
+        return error
 
     def _in_own_numbers(self, error: HetcommError) -> HetcommError:
         """An error of the transport, which numbers the ranks of the job, in terms of this communicator's ranks."""
@@ -341,6 +372,17 @@ class UnderWay:
         if self.agreement.broken is None:
             self._break(error)
 
+    def lose(self, error: HetcommError) -> HetcommError:
+        """A message that is no work has failed, which is the end of the communicator; what to raise."""
+        with self.lock:
+            if self._halted:
+                return self.ending()
+            self._stop()
+            better = self._blame(error)
+            self._break(better)
+            self.told = True
+            return better
+
     def abandon(self, how: str, error: BaseException | None = None) -> None:
         """Stop everything and leave the others, who are told how and because of what unless they have been."""
         if self.agreement.broken is None:
@@ -367,7 +409,7 @@ class UnderWay:
         """Stop everything for good, and end all works with an error."""
         self._stop()
         try:
-            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self._ended() else _PATIENCE)
+            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self._ended() or self.agreement.blamed() else _PATIENCE)
             if held:
                 what = f"{', '.join(held)} may still write to the arrays of calls that failed"
                 _log.warning("[rank %d] %s; they are kept alive as long as the process", self.rank, what)
@@ -382,7 +424,7 @@ class UnderWay:
 
     def ending(self, ticket: Ticket | None = None) -> HetcommError:
         """What a work of a communicator that is broken ends with."""
-        error = (ticket.error if ticket is not None else None) or self.agreement.cause
+        error = (ticket.error if ticket is not None else None) or self.agreement.cause or self._reason
         return self._unusable_error() if error is None else error.again()
 
     def _stop(self) -> None:

@@ -1,0 +1,24 @@
+"""Ranks are killed at random times: every survivor is told soon, and names exactly the dead.
+
+`FAULT_KILLS` is how many runs there are, 6 unless set; `python -m tests.faults.kills` prints how soon, too.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ..vendors.needs import require
+from .kills import BAD, case_of, run
+
+RUNS = int(os.environ.get("FAULT_KILLS", "6"))
+
+
+@pytest.mark.parametrize("seed", range(RUNS), ids=lambda seed: str(case_of(seed)))
+def test_every_survivor_names_exactly_the_dead(seed: int) -> None:
+    case = case_of(seed)
+    for name in dict.fromkeys(case.vendors):
+        require(name)
+    verdict = run(case)
+    assert verdict.kind not in BAD - {"left over"}, str(verdict)
