@@ -401,6 +401,27 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._close(self._parts.job.config.timeout)
         self._settle()
 
+    def abort(self) -> None:
+        """Leave at once, from whatever thread; calling it again, or after `close`, does nothing. Not collective.
+
+        Whatever is under way here ends with a `TransportError` within some milliseconds, also a call that another
+        thread is blocked in, and nothing writes to its arrays afterwards. The calls of the other ranks fail with a
+        `PeerFailureError` that names this one. Communicators split from this one are aborted with it. What remains is
+        to `close` it, which does not wait.
+
+        Raises:
+            UsageError: It interrupts a call of hetcomm's, as from a signal handler: let the handler raise instead. Or
+                this is a forked child.
+        """
+        self._engine.check_owner()
+        if self._closed:
+            return
+        self._engine.refuse_in_between()
+        for child in tuple(self._children):
+            child.abort()
+        with self._engine.lock:
+            self._engine.abandon("aborted it")
+
     def _settle(self) -> None:
         """Raise what nobody has been told of."""
         self._engine.settle()
