@@ -314,7 +314,7 @@ def test_every_collective_is_right_with_every_baseline() -> None:
 @pytest.mark.gloo
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 def test_gloo_is_right_too() -> None:
-    answers = run_ranks(3, everything, NAMES, ("gloo",), timeout=100)
+    answers = run_ranks(2, everything, NAMES, ("gloo",), timeout=100)  # not three: importing PyTorch is slow
     for name, faults in answers[0].items():
         lacks = name == "all_to_all True" or "scan" in name
         assert faults == ({"hetcomm": 0} if lacks else {"hetcomm": 0, "gloo": 0}), name

@@ -21,7 +21,7 @@ from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
-from .runtime.invoke import InForm, equal, inputs_of, invocation
+from .runtime.invoke import InForm, equal, inputs_of, invocation, share
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -50,13 +50,18 @@ def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
                     yield vector, turn % 3 == 1 and not pairs
 
 
-def run_matrix() -> tuple[int, list[str], dict[str, str]]:
-    """All cases on one communicator: how many, what was wrong, and a digest of each result that all ranks share."""
+def run_matrix(part: int, of: int) -> tuple[int, list[str], dict[str, str]]:
+    """A share of the cases on one communicator: how many, what was wrong, and a digest of each result that all ranks
+    have."""
     wrong: list[str] = []
     digests: dict[str, str] = {}
     count = 0
     with hetcomm.init() as comm:
-        for turn, (collective, in_place) in enumerate(cases(comm.nranks)):
+        everything = list(enumerate(cases(comm.nranks)))
+        due = share(len(everything), part, of)
+        for turn, (collective, in_place) in everything:
+            if turn not in due:
+                continue
             inputs = inputs_of(collective, turn, nans=True)
             factors = [rank % 2 + 1 for rank in range(comm.nranks)]
             premul = collective.op is ReduceKind.PREMUL_SUM
@@ -85,15 +90,29 @@ def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
     return found
 
 
-# Vendors are called in the jobs of tests/test_mixed_vendors.py too.
-@pytest.mark.parametrize(("name", "inlined"), [*((name, True) for name in TOPOLOGIES), ("2+1+1", False)])
-def test_every_dtype_op_and_collective_equals_numpy(name: str, inlined: bool) -> None:
+def check_matrix(name: str, inlined: bool, part: int, of: int) -> None:
     vendors, env = TOPOLOGIES[name], ENV if inlined else ENV | {"HETCOMM_INLINE_BYTES": "0"}
-    results = run_ranks(len(vendors), run_matrix, vendors=vendors, env=env, timeout=100)
+    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=100)
+    whole = len(list(cases(len(vendors))))
     for rank, (count, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"
-        assert count == len(list(cases(len(vendors))))
+        assert count == len(share(whole, part, of))
         assert digests == results[0][2], f"rank {rank} has other bits than rank 0"
+
+
+# The topologies share the cases among them. Vendors are called in the jobs of tests/test_mixed_vendors.py too.
+@pytest.mark.parametrize(
+    ("name", "inlined", "part", "of"),
+    [*((name, True, part, len(TOPOLOGIES)) for part, name in enumerate(TOPOLOGIES)), ("2+1+1", False, 0, 3)],
+)
+def test_every_dtype_op_and_collective_equals_numpy(name: str, inlined: bool, part: int, of: int) -> None:
+    check_matrix(name, inlined, part, of)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "inlined"), [*((name, True) for name in TOPOLOGIES), ("2+1+1", False)])
+def test_all_cases_on_every_topology(name: str, inlined: bool) -> None:
+    check_matrix(name, inlined, 0, 1)
 
 
 def start_works(comm: hetcomm.Communicator, seed: int) -> list[tuple[hetcomm.Work, Callable[[], bool]]]:
@@ -180,7 +199,7 @@ def run_requests(comm: hetcomm.Communicator, part: hetcomm.Communicator) -> list
     return wrong
 
 
-@pytest.mark.parametrize("name", ["2+2", "2+1+1"])
+@pytest.mark.parametrize("name", ["2+2", pytest.param("2+1+1", marks=pytest.mark.slow)])
 def test_many_works_on_several_communicators_in_any_order(name: str) -> None:
     for rank, wrong in enumerate(run_ranks(4, run_works, vendors=TOPOLOGIES[name], env=ENV, timeout=100)):
         assert wrong == [], f"rank {rank}"

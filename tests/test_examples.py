@@ -119,8 +119,8 @@ def check_picture(path: Path, size: tuple[int, int], name: str, nclusters: int) 
     "vendors",
     [
         pytest.param(["mpi"] * 2 + ["oneccl"] * 2, id="2+2"),
-        pytest.param(["oneccl"] + ["mpi"] * 3, id="1+3"),
-        pytest.param(["mpi"] * 3 + ["oneccl"] + ["ucx"] * 2, id="3+1+2"),
+        pytest.param(["oneccl"] + ["mpi"] * 3, id="1+3", marks=pytest.mark.slow),
+        pytest.param(["mpi"] * 3 + ["oneccl"] + ["ucx"] * 2, id="3+1+2", marks=pytest.mark.slow),
     ],
 )
 def test_digits_trains_as_one_process_does(vendors: list[str], capfd: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +134,7 @@ def test_digits_trains_as_one_process_does(vendors: list[str], capfd: pytest.Cap
 @pytest.mark.parametrize(
     ("vendors", "standin_ranks"),
     [
-        pytest.param(["mpi"] * 2 + ["oneccl"] * 2, [], id="2+2"),
+        pytest.param(["mpi"] * 2 + ["oneccl"] * 2, [], id="2+2", marks=pytest.mark.slow),
         pytest.param(["oneccl"] + ["mpi"] * 3, [], id="1+3"),
         pytest.param(["ucx"] + ["mpi"] * 2, [0], id="1 with CuPy+2"),
     ],

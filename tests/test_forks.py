@@ -126,7 +126,15 @@ def refusals() -> tuple[dict[str, str], list[int]]:
     return wrong, good
 
 
-@pytest.mark.parametrize("vendors", [["mpi", "mpi", "oneccl", "oneccl"], ["gloo", "gloo", "ucx", "ucx"]], ids="+".join)
+@pytest.mark.parametrize(
+    "vendors",
+    [
+        pytest.param(["mpi", "mpi", "oneccl", "oneccl"], id="mpi+mpi+oneccl+oneccl"),
+        pytest.param(
+            ["gloo", "gloo", "ucx", "ucx"], id="gloo+gloo+ucx+ucx", marks=[pytest.mark.slow, pytest.mark.gloo]
+        ),
+    ],
+)
 def test_a_child_has_no_communicator(vendors: list[str]) -> None:
     assert run_ranks(4, refusals, vendors=vendors, env=ENV, timeout=120) == [({}, [1, 1])] * 4
 

@@ -21,7 +21,9 @@ JOBS = {
 ENV = {"HETCOMM_TIMEOUT": "40"}
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("2+2", "1+3") else []) for name in JOBS]
+)
 def test_every_form_equals_numpy(name: str) -> None:
     vendors = JOBS[name]
     assert run_ranks(len(vendors), every_form, vendors=vendors, env=ENV, timeout=100) == [[]] * len(vendors)

@@ -6,6 +6,7 @@ that fails did is in the message, with the command that runs it again.
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -17,9 +18,11 @@ from .programs import BLOCK, job_of
 PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "300"))
 BLOCKS = [range(first, min(first + BLOCK, PROGRAMS)) for first in range(0, PROGRAMS, BLOCK)]
 
+SECONDS = 2.0
+"""What a wait in a program with a changed call may take: much of the time of these tests goes into such waits."""
 NOT_NAMED = {"left", "other", "unnamed"}
-"""Every rank got a typed error in time, but one that names the rank that left, or one that is waited for, and not both
-calls: mostly where the ranks wait in different communicators. How soon ranks are told is what `campaign` prints."""
+"""Every rank got a typed error in time, but one that does not name both calls. Hardly any is left; which kinds there
+are, and how soon ranks are told, is what `campaign` prints."""
 
 
 @pytest.mark.parametrize("seeds", BLOCKS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
@@ -27,7 +30,7 @@ def test_ranks_that_disagree_are_told_and_others_never(seeds: range) -> None:
     job = job_of(seeds.start)
     for name in dict.fromkeys(job.vendors):
         require(name)
-    verdicts = run_job(job, seeds, seeds)
+    verdicts = run_job(job, seeds, seeds, seconds=SECONDS)
     right = [verdict for verdict in verdicts if verdict.program.mutation is None]
     changed = [verdict for verdict in verdicts if verdict.program.mutation is not None]
     assert len(right) == len(changed) == len(seeds)
@@ -35,6 +38,6 @@ def test_ranks_that_disagree_are_told_and_others_never(seeds: range) -> None:
     failed += [each for each in changed if each.kind in BAD - NOT_NAMED]
     assert not failed, "\n\n".join([f"{len(failed)} of {len(verdicts)} programs", *map(str, failed)])
     unnamed = [each for each in changed if each.kind in NOT_NAMED]
-    assert len(unnamed) <= len(changed) // 4, "\n\n".join(
+    assert len(unnamed) <= math.ceil(len(changed) * 0.02), "\n\n".join(
         [f"{len(unnamed)} do not name both sides", *map(str, unnamed)]
     )

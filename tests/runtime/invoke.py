@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,14 @@ class InForm:
                     request.wait()
 
         return call
+
+
+def share(whole: int, part: int, of: int) -> frozenset[int]:
+    """Which of `whole` numbered cases a job runs, where `of` jobs share them.
+
+    Drawn by a seed: what takes turns among the cases would go by the number of the job otherwise.
+    """
+    return frozenset(random.Random(whole).sample(range(whole), whole)[part::of])
 
 
 def equal(got: Array | None, wanted: Array | None) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
 import pytest
 
-from hetcomm._conformance.vendor import check_vendor
+from hetcomm._conformance import vendor as suite
 from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import this_rank
 from hetcomm.types import DataType, Memory, ReduceKind
-from hetcomm.vendors.base import Group, Operation, VendorCommunicator
+from hetcomm.vendors.base import Capabilities, Group, Operation, VendorCommunicator
 from hetcomm.vendors.registry import vendor
 
 DEADLINE = 60.0
@@ -51,15 +52,29 @@ class SubGroup:
         self._whole.barrier()
 
 
-def conformance(name: str, limit: int | None = None) -> int:
-    """The suite, on a vendor that cuts calls of more than `limit` elements if given."""
+def conformance(name: str, limit: int | None = None, part: int = 1) -> int:
+    """The suite, on a vendor that cuts calls of more than `limit` elements if given.
+
+    Of the calls that are alike but for count, root and place it makes one of `part`, drawn by a seed, and at least one;
+    with a limit only those that are cut.
+    """
+    batches = suite._batches
+
+    def some(nranks: int, capabilities: Capabilities) -> Iterator[list[Collective]]:
+        rng = random.Random(part)
+        for batch in batches(nranks, capabilities):
+            fit = [collective for collective in batch if limit is None or collective.count > limit]
+            drawn = rng.sample(range(len(fit)), -(-len(fit) // part))
+            yield [fit[index] for index in sorted(drawn)]
+
+    suite._batches = some
     if limit is not None:
         from hetcomm.vendors import mpi
 
         mpi._LIMIT = limit
     group = this_rank()
     found = vendor(name)
-    return check_vendor(found.create, group, found.capabilities)
+    return suite.check_vendor(found.create, group, found.capabilities)
 
 
 def make(name: str, group: Group | None = None) -> VendorCommunicator:
@@ -118,6 +133,11 @@ def pid_of_left_open(name: str) -> int:
     """As `left_open`; returns who this was."""
     left_open(name)
     return os.getpid()
+
+
+def unfinished_in_every_way(name: str) -> list[str]:
+    """Three communicators, one after another, on which something is never completed; the last is left to the exit."""
+    return [unfinished(name, end) for end in ("abort", "close", "exit")]
 
 
 def unfinished(name: str, end: str) -> str:
