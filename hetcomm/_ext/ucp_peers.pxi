@@ -28,6 +28,7 @@ cdef struct Link:
     ucp_ep_h ep
     ucs_status_t failed
     unsigned int* failures
+    int pid              # of the peer, if it is on this machine; otherwise 0
     bint sees            # whether it may see memory that this process shares: it has not said no
     bint has_seen        # and it has said yes
     Distance distance
@@ -128,6 +129,7 @@ cdef class Peer:
         cdef ucp_ep_params_t params
         cdef const char* raw = self.address
         cdef bint is_local = self.address[MAGIC:PROCESS] == own[MAGIC:PROCESS]
+        self.link.pid = self.pid() if is_local else 0
         if is_local and self.address[MAGIC:OFFERS] != own[MAGIC:OFFERS]:
             self.watch_process(self.pid(), watch)
         if ep != NULL:
