@@ -169,6 +169,7 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
 
     Raises:
         UsageError: On every rank, if rank 0 cannot read the calibration.
+        TransportError: What it says cannot be read.
     """
     said = b""
     failure: HetcommError | None = None
@@ -178,7 +179,10 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
             said = json.dumps([calibration, config.inline_bytes]).encode()
         except Exception as error:  # noqa: BLE001
             failure = typed(error, "reading the calibration")
-    found, inline_bytes = json.loads(detect.exchange(group, said, failure, "reading the calibration")[0])
+    plans = detect.parsed(detect.exchange(group, said, failure, "reading the calibration")[0])
+    if not isinstance(plans, list) or len(plans) != 2 or not isinstance(plans[1], int | None):
+        raise detect.unreadable("rank 0 names no calibration")
+    found, inline_bytes = plans
     return None if found is None else Calibration.from_json(found), inline_bytes
 
 
