@@ -58,6 +58,32 @@ cdef str _printed(ucp_worker_h worker, ucp_ep_h ep):
         free(text)
 
 
+def configured():
+    """What UCX reads from its environment and its files, as printed: a dict of text by name without 'UCX_'.
+
+    Raises:
+        TransportError: It cannot be read.
+    """
+    cdef ucp_config_t* config
+    cdef char* text = NULL
+    cdef size_t length = 0
+    cdef FILE* stream
+    _check(ucp_config_read(NULL, NULL, &config), "ucp_config_read")
+    stream = open_memstream(&text, &length)
+    if stream == NULL:
+        ucp_config_release(config)
+        raise MemoryError()
+    ucp_config_print(config, stream, "", UCS_CONFIG_PRINT_CONFIG)
+    ucp_config_release(config)
+    fclose(stream)
+    try:
+        lines = text[:length].decode(errors="replace").splitlines()
+    finally:
+        free(text)
+    pairs = [line.partition("=") for line in lines if line.startswith("UCX_")]
+    return {name[4:]: value for name, _, value in pairs}
+
+
 cdef bytes _process_mark():
     """What follows the magic in an address: it tells a peer whether this process is on its machine, and which it is."""
     try:

@@ -29,6 +29,7 @@ __all__ = [
     "exchange",
     "host",
     "parsed",
+    "place",
     "restrict",
     "unreadable",
 ]
@@ -91,7 +92,8 @@ def parsed(data: bytes) -> Any:
 def unreadable(why: str) -> TransportError:
     """The error of what another rank says as the ranks meet, and none of this version of hetcomm would."""
     return TransportError(
-        f"what another rank says of itself cannot be read: {why}", remedy="Use the same version of hetcomm on all ranks."
+        f"what another rank says of itself cannot be read: {why}",
+        remedy="Use the same version of hetcomm on all ranks.",
     )
 
 
@@ -128,7 +130,7 @@ def exchange(group: Group, payload: bytes, error: HetcommError | None, where: st
 
 
 def _failure(answer: bytes) -> tuple[type[HetcommError], str, str | None]:
-    """Type, message and remedy of the error that a rank tells of; a type that is not known here is a `TopologyError`."""
+    """Type, message and remedy of the error that a rank tells of; `TopologyError` for a type that is not known here."""
     parts = parsed(answer[1:]) if answer[:1] == b"-" else None
     if not isinstance(parts, dict) or parts.keys() != {"type", "message", "remedy"}:
         raise unreadable("it is neither a statement nor an error")
@@ -143,6 +145,16 @@ def host() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     suffix = f":{boot_id.read_text()[:8]}" if boot_id.exists() else ""
     return socket.gethostname() + suffix
+
+
+def place() -> bytes:
+    """Equal for processes that can have each other's memory: of one kernel, one user and the same namespaces."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        spaces = [os.readlink(f"/proc/self/ns/{name}") for name in ("ipc", "pid")]
+    except OSError:
+        return os.urandom(16)  # like no other's
+    return " ".join([boot, *spaces, str(os.geteuid())]).encode()
 
 
 def check_hosts(topology: Topology, hosts: Sequence[str], rank: int) -> None:

@@ -106,13 +106,18 @@ def open_job(
     """
     transport: UcxTransport | None = None
     try:
-        transport = _open_transport(config, worker, endpoints)
+        _prepare_transport(config)  # before MPI starts
     except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it, below
-        failure = failure or typed(error, "opening the transport", kind=TransportError)
+        failure = failure or typed(error, "loading the transport", kind=TransportError)
     try:
         unusable = refusal_of(comm)
         group = bootstrap(config, comm if unusable is None else None)
         failure = failure or unusable
+        within = len(set(group.all_gather(detect.place()))) == 1
+        try:
+            transport = None if failure is not None else _open_transport(config, worker, endpoints, within)
+        except Exception as error:  # noqa: BLE001
+            failure = typed(error, "opening the transport", kind=TransportError)
         given: Topology | None = None
         statement = detect.Statement()
         if failure is None and transport is not None:
@@ -211,10 +216,16 @@ def _connect(transport: UcxTransport, statements: list[detect.Statement], group:
     detect.exchange(group, b"", failure, "hetcomm.init")
 
 
-def _open_transport(config: Config, worker: Any, endpoints: Any) -> UcxTransport:
-    from hetcomm.transport.ucx import UcxTransport  # loads UCX's binding; `import hetcomm` must not
+def _prepare_transport(config: Config) -> None:
+    from hetcomm.transport.ucx import prepare  # loads UCX's binding; `import hetcomm` must not
 
-    return UcxTransport(config, worker=worker, endpoints=endpoints)
+    prepare(config)
+
+
+def _open_transport(config: Config, worker: Any, endpoints: Any, within: bool) -> UcxTransport:
+    from hetcomm.transport.ucx import UcxTransport
+
+    return UcxTransport(config, worker=worker, endpoints=endpoints, within=within)
 
 
 def _load(topology: Any, nranks: int) -> Topology | None:

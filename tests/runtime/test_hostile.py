@@ -145,14 +145,27 @@ SCHEDULE = json.dumps(
         "format": serial.FORMAT,
         "version": serial.VERSION,
         "collective": {
-            **{"kind": "broadcast", "nranks": 2, "count": 8, "dtype": "float32", "op": None, "root": 0},
-            **{"in_place": False, "counts": None, "in_displs": None, "out_displs": None},
+            "kind": "broadcast",
+            "nranks": 2,
+            "count": 8,
+            "dtype": "float32",
+            "op": None,
+            "root": 0,
+            "in_place": False,
+            "counts": None,
+            "in_displs": None,
+            "out_displs": None,
         },
         "communicators": {"home:left": [0, 1]},
         "programs": [
             {
-                **{"rank": rank, "in_place": False, "in_displs": None, "out_displs": None, "scratch_count": 0},
-                **{"algorithm": "a", "steps": [{"step": "send", "src": ["out", 0, 8], "peer": 1, "channel": 0}]},
+                "rank": rank,
+                "in_place": False,
+                "in_displs": None,
+                "out_displs": None,
+                "scratch_count": 0,
+                "algorithm": "a",
+                "steps": [{"step": "send", "src": ["out", 0, 8], "peer": 1, "channel": 0}],
             }
             for rank in range(2)
         ],
