@@ -17,6 +17,7 @@ __all__ = [
     "PinnedCall",
     "Request",
     "Worker",
+    "configured",
     "guard",
     "refused",
     "resolve",
@@ -27,6 +28,7 @@ __all__ = [
 SHARED: bytes
 SHELF_NBYTES: int
 
+def configured() -> dict[str, str]: ...
 def resolve(path: str) -> tuple[int, int, int]: ...
 def share(address: int, nbytes: int, fd: int) -> None: ...
 def guard(address: int, nbytes: int) -> None: ...

@@ -64,6 +64,8 @@ cdef extern from "ucp_table.h" nogil:
     ctypedef ucp_ep* ucp_ep_h
     ctypedef ucp_config ucp_config_t
     ctypedef ucp_address ucp_address_t
+    ctypedef enum ucs_config_print_flags_t:
+        UCS_CONFIG_PRINT_CONFIG
 
     ctypedef struct ucp_params_t:
         uint64_t field_mask
@@ -126,6 +128,8 @@ cdef extern from "ucp_table.h" nogil:
         const char* prefix, const char* path, ucp_config_t** config)
     ucs_status_t ucp_config_modify "hetcomm_ucp.ucp_config_modify" (
         ucp_config_t* config, const char* name, const char* value)
+    void ucp_config_print "hetcomm_ucp.ucp_config_print" (
+        const ucp_config_t* config, FILE* stream, const char* title, ucs_config_print_flags_t flags)
     void ucp_config_release "hetcomm_ucp.ucp_config_release" (ucp_config_t* config)
     ucs_status_t ucp_context_query "hetcomm_ucp.ucp_context_query" (ucp_context_h context, ucp_context_attr_t* attr)
     ucs_status_t ucp_worker_create "hetcomm_ucp.ucp_worker_create" (

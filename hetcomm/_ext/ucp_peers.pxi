@@ -28,6 +28,7 @@ cdef struct Link:
     ucp_ep_h ep
     ucs_status_t failed
     unsigned int* failures
+    int pid              # of the peer, if it is on this machine; otherwise 0
     bint sees            # whether it may see memory that this process shares: it has not said no
     bint has_seen        # and it has said yes
     Distance distance
@@ -55,6 +56,32 @@ cdef str _printed(ucp_worker_h worker, ucp_ep_h ep):
         return text[:length].decode(errors="replace")
     finally:
         free(text)
+
+
+def configured():
+    """What UCX reads from its environment and its files, as printed: a dict of text by name without 'UCX_'.
+
+    Raises:
+        TransportError: It cannot be read.
+    """
+    cdef ucp_config_t* config
+    cdef char* text = NULL
+    cdef size_t length = 0
+    cdef FILE* stream
+    _check(ucp_config_read(NULL, NULL, &config), "ucp_config_read")
+    stream = open_memstream(&text, &length)
+    if stream == NULL:
+        ucp_config_release(config)
+        raise MemoryError()
+    ucp_config_print(config, stream, "", UCS_CONFIG_PRINT_CONFIG)
+    ucp_config_release(config)
+    fclose(stream)
+    try:
+        lines = text[:length].decode(errors="replace").splitlines()
+    finally:
+        free(text)
+    pairs = [line.partition("=") for line in lines if line.startswith("UCX_")]
+    return {name[4:]: value for name, _, value in pairs}
 
 
 cdef bytes _process_mark():
@@ -139,6 +166,7 @@ cdef class Peer:
         cdef ucp_ep_params_t params
         cdef const char* raw = self.address
         cdef bint is_local = self.address[MAGIC:PROCESS] == own[MAGIC:PROCESS]
+        self.link.pid = self.pid() if is_local else 0
         if is_local and self.address[MAGIC:OFFERS] != own[MAGIC:OFFERS]:
             self.watch_process(self.pid(), watch)
         if ep != NULL:

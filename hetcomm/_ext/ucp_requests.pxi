@@ -85,11 +85,13 @@ cdef class Request:
                 return 0
             offer = (<Offer*>place)[0]
             if offer.rest > room or offer.nbytes > offer.rest:
-                self.moved = self.taken + offer.rest
+                self.moved = 0  # of an offer that contradicts itself; never what was expected
+                if offer.nbytes <= offer.rest:
+                    self.moved = self.taken + offer.rest
                 if self.peer.link.failed == UCS_OK:
                     answer(self.peer.link.ep, &offer, &TAKEN)
                 return 0
-            src = see(&engine.views, &offer)
+            src = see(&engine.views, &offer, self.peer.link.pid)
             if self.taken == 0:
                 self.number = offer.number
             if src != NULL:

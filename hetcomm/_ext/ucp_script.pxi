@@ -517,7 +517,7 @@ cdef class Run:
         if parts.done == 0:
             parts.number = offer.number
             parts.reduced = False
-        src = see(&self.engine.views, &offer)
+        src = see(&self.engine.views, &offer, link.pid)
         if src != NULL:
             if parts.done == 0:
                 parts.reduced = op.taken_by >= 0 and self.waits[op.taken_by] == 1  # for this message

@@ -1,9 +1,14 @@
 /* Memory that processes of one machine share: how one offers another what lies in it, and how that one sees it.
  *
  * The memory is a file without a name (memfd), of which others open the descriptor that /proc shows. They map it for
- * reading only, so nobody can spoil what is not his. */
+ * reading only, so nobody can spoil what is not his. It is sealed against truncation, which would end its readers with
+ * SIGBUS; an offer of a file that is not, or of another process's than the sender's, is declined. */
 #ifndef HETCOMM_UCP_SHARED_H
 #define HETCOMM_UCP_SHARED_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* the seals of <fcntl.h> */
+#endif
 
 #include <fcntl.h>
 #include <stdint.h>
@@ -42,7 +47,8 @@ typedef struct {
 
 static hetcomm_arena hetcomm_own_arena;
 
-/* The memories of others that are mapped here. */
+/* The memories of others that are mapped here: one of each process, so that more are somebody's mischief. */
+enum { HETCOMM_MOST_VIEWS = 4096 };
 typedef struct {
     struct {
         uint64_t device, inode;
@@ -132,34 +138,58 @@ static inline int hetcomm_is_offer(const void *bytes, size_t length)
         !memcmp(bytes, hetcomm_offer_mark, sizeof(hetcomm_offer_mark));
 }
 
-/* What is offered, mapped here; NULL if that cannot be. */
-static const char *hetcomm_see(hetcomm_views *views, const hetcomm_offer *offer)
+/* Whether a range lies in so many bytes, and is not empty. */
+static inline int hetcomm_within(const hetcomm_offer *offer, uint64_t nbytes)
 {
-    char path[64], *start;
+    return offer->nbytes > 0 && offer->offset <= nbytes && offer->nbytes <= nbytes - offer->offset;
+}
+
+/* Open the file of an offer, if it is a file that its owner cannot make shorter. */
+static int hetcomm_open_offered(const hetcomm_offer *offer, uint64_t *nbytes)
+{
+    char path[64];
     struct stat status;
+    int fd, seals;
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)offer->pid, (int)offer->fd);
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* whatever it is, it must not block */
+    if (fd < 0) {
+        return -1;
+    }
+    seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) ||
+        status.st_dev != offer->device || status.st_ino != offer->inode || status.st_size <= 0) {
+        close(fd);
+        return -1;
+    }
+    *nbytes = (uint64_t)status.st_size;
+    return fd;
+}
+
+/* What the process `pid` offers, mapped here; NULL if that cannot be. Nothing that the offer says is believed. */
+static const char *hetcomm_see(hetcomm_views *views, const hetcomm_offer *offer, int32_t pid)
+{
+    char *start;
     void *grown;
-    size_t i, nbytes;
+    size_t i;
+    uint64_t nbytes;
     int fd;
+    if (offer->pid != pid || pid <= 0 || offer->fd < 0) {
+        return NULL;
+    }
     for (i = 0; i < views->count; i++) {
         if (views->seen[i].inode == offer->inode && views->seen[i].device == offer->device) {
-            nbytes = views->seen[i].nbytes;
-            return offer->offset <= nbytes && offer->nbytes <= nbytes - offer->offset
-                ? views->seen[i].start + offer->offset : NULL;
+            return hetcomm_within(offer, views->seen[i].nbytes) ? views->seen[i].start + offer->offset : NULL;
         }
     }
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)offer->pid, (int)offer->fd);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (views->count == HETCOMM_MOST_VIEWS) {
+        return NULL;
+    }
+    fd = hetcomm_open_offered(offer, &nbytes);
     if (fd < 0) {
         return NULL;
     }
-    start = MAP_FAILED;
-    nbytes = 0;
-    if (fstat(fd, &status) == 0 && status.st_dev == offer->device && status.st_ino == offer->inode) {
-        nbytes = status.st_size;
-        if (offer->offset <= nbytes && offer->nbytes <= nbytes - offer->offset) {
-            start = mmap(NULL, nbytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
-        }
-    }
+    start = hetcomm_within(offer, nbytes)
+        ? mmap(NULL, nbytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0) : MAP_FAILED;
     close(fd);
     grown = start == MAP_FAILED ? NULL : realloc(views->seen, (i + 1) * sizeof(*views->seen));
     if (grown == NULL) {

@@ -22,7 +22,7 @@ cdef extern from "ucp_shared.h" nogil:
     int share_memory "hetcomm_share" (char* start, size_t nbytes, int fd)
     bint offers "hetcomm_offers" (const char* start, size_t nbytes, Offer* offer)
     bint is_offer "hetcomm_is_offer" (const void* content, size_t length)
-    const char* see "hetcomm_see" (Views* views, const Offer* offer)
+    const char* see "hetcomm_see" (Views* views, const Offer* offer, int pid)
     void copy_over "hetcomm_copy" (char* dst, const char* src, size_t nbytes)
     void forget_views "hetcomm_forget" (Views* views)
 

@@ -16,6 +16,7 @@
     X(ucp_cleanup, "1.0") \
     X(ucp_config_read, "1.0") \
     X(ucp_config_modify, "1.0") \
+    X(ucp_config_print, "1.0") \
     X(ucp_config_release, "1.0") \
     X(ucp_context_query, "1.0") \
     X(ucp_worker_create, "1.0") \

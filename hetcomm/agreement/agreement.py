@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from hetcomm._ext import ucp
 from hetcomm.agreement.closing import Closing, Parting
-from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject
+from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject, unreadable
 from hetcomm.errors import (
     CollectiveTimeoutError,
     DepartedError,
@@ -425,6 +425,8 @@ class Agreement:
                 elif call in self._open and not self._open[call].begun:
                     self._approved.add(call)
             case Subject.REFUSED:
+                if frame.flag >= len(REFUSALS):
+                    unreadable(f"it refuses call {call} for a reason without a name, {frame.flag}")
                 self._refusals.setdefault(call, frame)
             case Subject.SETTLE:
                 self._count_report(call, frame.source, bool(frame.flag))

@@ -11,6 +11,7 @@ import enum
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ from hetcomm.execution import tags
 from hetcomm.execution.execution import collect
 from hetcomm.transport.base import Request, Transport
 
-__all__ = ["Frame", "Leaving", "Mailbox", "Subject"]
+__all__ = ["Frame", "Leaving", "Mailbox", "Subject", "unreadable"]
 
 # Subject, flag, number of spans of ranks, source, origin (-1: none), call, number, fingerprint, bytes of text; then the
 # spans, each a first rank and how many follow it, then the text in UTF-8, then zeros.
@@ -29,6 +30,7 @@ _SPAN = struct.Struct("<II")
 _SIZE = 1024
 _SPANS = 32
 _LAST_LOOKS = 50
+_CALLS = 1 << 63  # no call has this number: what counts them is signed
 _NO_FINGERPRINT = bytes(16)
 
 
@@ -66,7 +68,7 @@ class Frame:
     Attributes:
         subject, flag, text: See `Subject`.
         source: The sender.
-        call: The number of the call it is about.
+        call: The number of the call it is about, below 2^63.
         fingerprint: Of the plan it is about.
         ranks: The ranks it is about; of more than 32 runs of them the first 32 travel.
         origin: The rank that found out first; None where that is the sender.
@@ -113,19 +115,21 @@ class Frame:
             TransportError: No rank of this version of hetcomm writes that.
         """
         if len(data) != _SIZE:
-            _refuse(f"it has {len(data)} bytes, not {_SIZE}")
+            unreadable(f"it has {len(data)} bytes, not {_SIZE}")
         kind, flag, nspans, source, origin, call, number, fingerprint, length = _HEADER.unpack_from(data)
         start = _HEADER.size + nspans * _SPAN.size
         if nspans > _SPANS or start + length > _SIZE:
-            _refuse(f"it cannot hold {nspans} spans of ranks and {length} bytes of text")
+            unreadable(f"it cannot hold {nspans} spans of ranks and {length} bytes of text")
         spans = [_SPAN.unpack_from(data, at) for at in range(_HEADER.size, start, _SPAN.size)]
         if source >= nranks or not -1 <= origin < nranks or any(first + more >= nranks for first, more in spans):
-            _refuse(f"it names a rank that the communicator of {nranks} does not have")
+            unreadable(f"it names a rank that the communicator of {nranks} does not have")
+        if call >= _CALLS:
+            unreadable(f"it is about call {call}")
         try:
             subject = Subject(kind)
             text = data[start : start + length].decode()
         except ValueError as error:  # UnicodeDecodeError is one
-            _refuse(str(error))
+            unreadable(str(error))
         ranks = frozenset(rank for first, more in spans for rank in range(first, first + more + 1))
         return cls(subject, source, call, flag, fingerprint, text, ranks, None if origin < 0 else origin, number)
 
@@ -141,7 +145,8 @@ def _spans(ranks: Iterable[int]) -> list[tuple[int, int]]:
     return spans
 
 
-def _refuse(why: str) -> NoReturn:
+def unreadable(why: str) -> NoReturn:
+    """Raise the error of what no rank of this version of hetcomm says."""
     raise TransportError(
         f"a control message cannot be read: {why}", remedy="Use the same version of hetcomm on all ranks."
     )
@@ -182,12 +187,22 @@ class Mailbox:
         Raises:
             TransportError: It is none that a rank of this communicator could have sent.
         """
-        if self.incoming is None or not self.incoming.test():
+        if self.incoming is None:
             return None
-        data = bytes(self._data[: self.incoming.nbytes])
+        try:
+            if not self.incoming.test():
+                return None
+            data = bytes(self._data[: self.incoming.nbytes])
+        except TransportError as error:  # it is longer than any frame; those behind it can be read all the same
+            self._post_next()
+            unreadable(error.message)
+        self._post_next()
+        return Frame.unpack(data, self.nranks)
+
+    def _post_next(self) -> None:
+        self.incoming = None  # should the next one not come about
         self.incoming = self._post()
         self.posted(self.incoming)
-        return Frame.unpack(data, self.nranks)
 
     def send(self, frame: Frame, ranks: Iterable[int]) -> None:
         """Send a frame to some ranks; one that cannot be reached is passed over: its failure is seen elsewhere."""
@@ -216,7 +231,8 @@ class Mailbox:
             self._leaving = [(request, data) for request, data in self._leaving if not _is_over(request)]
         for _ in range(_LAST_LOOKS):  # a frame left in UCX makes it print a warning when it is closed
             self._transport.progress()
-            self.receive()
+            with suppress(TransportError):  # whatever it says comes too late
+                self.receive()
         requests = [request for request, _ in self._leaving]
         if self.incoming is not None:
             requests.append(self.incoming)

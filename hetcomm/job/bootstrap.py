@@ -401,12 +401,19 @@ def _pack(parts: Sequence[bytes]) -> bytes:
 
 
 def _unpack(packed: bytes) -> list[bytes]:
-    (count,) = struct.unpack_from("<I", packed)
-    lengths = struct.unpack_from(f"<{count}Q", packed, 4)
-    parts, at = [], 4 + 8 * count
+    """What `_pack` joined.
+
+    Raises:
+        TransportError: It did not write that; nothing is believed that the length does not bear out.
+    """
+    (count,) = struct.unpack_from("<I", packed) if len(packed) >= 4 else (0,)
+    at = 4 + 8 * count
+    if at > len(packed):
+        raise TransportError(f"a bootstrap message of {len(packed)} bytes cannot have {count} parts")
+    lengths, parts = struct.unpack_from(f"<{count}Q", packed, 4), []
+    if at + sum(lengths) != len(packed):
+        raise TransportError(f"a bootstrap message of {len(packed)} bytes should have {at + sum(lengths)}")
     for length in lengths:
         parts.append(packed[at : at + length])
         at += length
-    if at != len(packed):
-        raise TransportError(f"a bootstrap message of {len(packed)} bytes should have {at}")
     return parts

@@ -12,15 +12,27 @@ import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hetcomm import errors
-from hetcomm.errors import HetcommError, TopologyError
+from hetcomm.errors import HetcommError, TopologyError, TransportError
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import Config
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import Group
 
-__all__ = ["Statement", "build_topology", "check_hosts", "choose_vendor", "exchange", "host", "restrict"]
+__all__ = [
+    "Statement",
+    "build_topology",
+    "check_hosts",
+    "choose_vendor",
+    "exchange",
+    "host",
+    "parsed",
+    "place",
+    "restrict",
+    "unreadable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +60,41 @@ class Statement:
 
     @classmethod
     def unpack(cls, data: bytes) -> Statement:
-        """What `pack` wrote on another rank."""
-        fields = json.loads(data)
-        return cls(**(fields | {"address": bytes.fromhex(fields["address"])}))
+        """What `pack` wrote on another rank.
+
+        Raises:
+            TransportError: No rank of this version of hetcomm writes that.
+        """
+        fields = parsed(data)
+        if not isinstance(fields, dict) or fields.keys() != cls.__dataclass_fields__.keys():
+            raise unreadable("a statement has other fields")
+        if not all(isinstance(value, str) for value in fields.values()):
+            raise unreadable("a statement is not text throughout")
+        try:
+            address = bytes.fromhex(fields["address"])
+        except ValueError as error:
+            raise unreadable(f"an address is no hexadecimal number: {error}") from error
+        return cls(**(fields | {"address": address}))
+
+
+def parsed(data: bytes) -> Any:
+    """The JSON that another rank wrote.
+
+    Raises:
+        TransportError: It is none.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
+        raise unreadable(f"it is no JSON: {error}") from error
+
+
+def unreadable(why: str) -> TransportError:
+    """The error of what another rank says as the ranks meet, and none of this version of hetcomm would."""
+    return TransportError(
+        f"what another rank says of itself cannot be read: {why}",
+        remedy="Use the same version of hetcomm on all ranks.",
+    )
 
 
 def exchange(group: Group, payload: bytes, error: HetcommError | None, where: str) -> list[bytes]:
@@ -64,6 +108,7 @@ def exchange(group: Group, payload: bytes, error: HetcommError | None, where: st
 
     Raises:
         HetcommError: On every rank, if any has an error: of the type and with the text of the first one's.
+        TransportError: What a rank says cannot be read.
     """
     if error is None:
         said = b"+" + payload
@@ -74,15 +119,25 @@ def exchange(group: Group, payload: bytes, error: HetcommError | None, where: st
     for rank, answer in enumerate(answers):
         if answer[:1] == b"+":
             continue
-        parts = json.loads(answer[1:])
-        kind = getattr(errors, parts["type"], TopologyError)
+        kind, message, remedy = _failure(answer)
         raise kind(
-            f"{where} failed on rank {rank}: {parts['message']}",
-            remedy=parts["remedy"],
+            f"{where} failed on rank {rank}: {message}",
+            remedy=remedy,
             rank=group.rank,
             peer=rank if rank != group.rank else None,
         ) from error
     return [answer[1:] for answer in answers]
+
+
+def _failure(answer: bytes) -> tuple[type[HetcommError], str, str | None]:
+    """Type, message and remedy of the error that a rank tells of; `TopologyError` for a type that is not known here."""
+    parts = parsed(answer[1:]) if answer[:1] == b"-" else None
+    if not isinstance(parts, dict) or parts.keys() != {"type", "message", "remedy"}:
+        raise unreadable("it is neither a statement nor an error")
+    name, message, remedy = parts["type"], parts["message"], parts["remedy"]
+    if not isinstance(name, str) or not isinstance(message, str) or not isinstance(remedy, str | None):
+        raise unreadable("an error is not told in text")
+    return (getattr(errors, name) if name in errors.__all__ else TopologyError), message, remedy
 
 
 def host() -> str:
@@ -90,6 +145,16 @@ def host() -> str:
     boot_id = Path("/proc/sys/kernel/random/boot_id")
     suffix = f":{boot_id.read_text()[:8]}" if boot_id.exists() else ""
     return socket.gethostname() + suffix
+
+
+def place() -> bytes:
+    """Equal for processes that can have each other's memory: of one kernel, one user and the same namespaces."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        spaces = [os.readlink(f"/proc/self/ns/{name}") for name in ("ipc", "pid")]
+    except OSError:
+        return os.urandom(16)  # like no other's
+    return " ".join([boot, *spaces, str(os.geteuid())]).encode()
 
 
 def check_hosts(topology: Topology, hosts: Sequence[str], rank: int) -> None:

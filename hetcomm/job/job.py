@@ -106,13 +106,18 @@ def open_job(
     """
     transport: UcxTransport | None = None
     try:
-        transport = _open_transport(config, worker, endpoints)
+        _prepare_transport(config)  # before MPI starts
     except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it, below
-        failure = failure or typed(error, "opening the transport", kind=TransportError)
+        failure = failure or typed(error, "loading the transport", kind=TransportError)
     try:
         unusable = refusal_of(comm)
         group = bootstrap(config, comm if unusable is None else None)
         failure = failure or unusable
+        within = len(set(group.all_gather(detect.place()))) == 1
+        try:
+            transport = None if failure is not None else _open_transport(config, worker, endpoints, within)
+        except Exception as error:  # noqa: BLE001
+            failure = typed(error, "opening the transport", kind=TransportError)
         given: Topology | None = None
         statement = detect.Statement()
         if failure is None and transport is not None:
@@ -169,6 +174,7 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
 
     Raises:
         UsageError: On every rank, if rank 0 cannot read the calibration.
+        TransportError: What it says cannot be read.
     """
     said = b""
     failure: HetcommError | None = None
@@ -178,7 +184,10 @@ def _agree_on_plans(config: Config, group: JobGroup) -> tuple[Calibration | None
             said = json.dumps([calibration, config.inline_bytes]).encode()
         except Exception as error:  # noqa: BLE001
             failure = typed(error, "reading the calibration")
-    found, inline_bytes = json.loads(detect.exchange(group, said, failure, "reading the calibration")[0])
+    plans = detect.parsed(detect.exchange(group, said, failure, "reading the calibration")[0])
+    if not isinstance(plans, list) or len(plans) != 2 or not isinstance(plans[1], int | None):
+        raise detect.unreadable("rank 0 names no calibration")
+    found, inline_bytes = plans
     return None if found is None else Calibration.from_json(found), inline_bytes
 
 
@@ -207,10 +216,16 @@ def _connect(transport: UcxTransport, statements: list[detect.Statement], group:
     detect.exchange(group, b"", failure, "hetcomm.init")
 
 
-def _open_transport(config: Config, worker: Any, endpoints: Any) -> UcxTransport:
-    from hetcomm.transport.ucx import UcxTransport  # loads UCX's binding; `import hetcomm` must not
+def _prepare_transport(config: Config) -> None:
+    from hetcomm.transport.ucx import prepare  # loads UCX's binding; `import hetcomm` must not
 
-    return UcxTransport(config, worker=worker, endpoints=endpoints)
+    prepare(config)
+
+
+def _open_transport(config: Config, worker: Any, endpoints: Any, within: bool) -> UcxTransport:
+    from hetcomm.transport.ucx import UcxTransport
+
+    return UcxTransport(config, worker=worker, endpoints=endpoints, within=within)
 
 
 def _load(topology: Any, nranks: int) -> Topology | None:

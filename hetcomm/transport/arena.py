@@ -1,12 +1,14 @@
 """Memory of this process that the other processes of its machine may read: `share` hands out ranges of it.
 
 All of it is one file without a name, as long as this machine has memory, mapped once. Pages come when they are written
-to and go when their range is given back, so what is not in use costs nothing but addresses.
+to and go when their range is given back, so what is not in use costs nothing but addresses. The file is sealed: nobody
+can make it shorter, which would end whoever reads behind its new end.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import threading
@@ -19,6 +21,7 @@ __all__ = ["share"]
 
 _PAGE = mmap.PAGESIZE
 _MOST = 1 << 38  # bytes: many processes map those of each other
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL  # not against writing: pages are given back
 _NORESERVE = 0x4000  # MAP_NORESERVE of Linux, which `mmap` does not name
 
 
@@ -27,8 +30,9 @@ class _Arena:
 
     def __init__(self) -> None:
         self._nbytes = min(os.sysconf("SC_PHYS_PAGES") * _PAGE, _MOST)
-        self._descriptor = os.memfd_create("hetcomm")
+        self._descriptor = os.memfd_create("hetcomm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._descriptor, self._nbytes)
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
         self._mapped = mmap.mmap(self._descriptor, self._nbytes, mmap.MAP_SHARED | _NORESERVE)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapped))
         self._holes = [(0, self._nbytes)]  # offset and length, by offset

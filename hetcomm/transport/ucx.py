@@ -19,7 +19,7 @@ from hetcomm.transport.descriptors import make_room
 from hetcomm.transport.library import Library, load_library
 from hetcomm.types import Config, MemoryKind
 
-__all__ = ["UcxTransport", "is_shared"]
+__all__ = ["UcxTransport", "is_shared", "prepare"]
 
 _GREETING = 1 << 19  # bytes: more than any transport sends without an answer of the other end
 _GREETING_TAG = 0xB << 44 | 1
@@ -27,6 +27,13 @@ _GREETING_TAG = 0xB << 44 | 1
 # Without the first two UCX sends through TCP between processes of one host, ten times slower, as soon as failures are
 # to be noticed. The third is how often UCX looks whether idle peers are alive; it waits 20 s unless told.
 _OPTIONS = {"POSIX_ERROR_HANDLING": "y", "SYSV_ERROR_HANDLING": "y", "KEEPALIVE_INTERVAL": "500ms"}
+
+# Where all peers share memory with this process. Without TCP, nothing listens on any network interface. SysV's segments
+# have numbers that everybody may list, and the group may write to them; POSIX's have no name, and only this user can
+# have them, through /proc.
+_WITHIN = "^tcp,sysv"
+_WITHIN_TIGHT = "^tcp"  # where there is little room for POSIX's
+_ROOM = 1 << 30  # bytes
 
 _DESCRIPTORS = 48  # that a context and a worker may need: 17 were seen, and some for each network interface
 
@@ -52,6 +59,8 @@ class UcxTransport(ucp.Worker):
             and progress it meanwhile, from any thread, but must not destroy it.
         endpoints: By peer, the endpoints of `worker` that lead there, to send over instead of new ones; they are held
             as `worker` is, and not closed.
+        within: Whether all peers will be processes of this user that share memory with this one. Then a new worker
+            does without network, unless UCX has been told which transports or interfaces to use.
 
     Raises:
         TransportError: There is no UCX, it is too old, or it does not start.
@@ -61,7 +70,12 @@ class UcxTransport(ucp.Worker):
     library: Library
 
     def __init__(
-        self, config: Config | None = None, *, worker: object = None, endpoints: Mapping[int, object] | None = None
+        self,
+        config: Config | None = None,
+        *,
+        worker: object = None,
+        endpoints: Mapping[int, object] | None = None,
+        within: bool = False,
     ) -> None:
         handle = 0 if worker is None else handle_of(worker)
         given = {} if endpoints is None else endpoints
@@ -73,9 +87,10 @@ class UcxTransport(ucp.Worker):
             )
         self._handles = {peer: endpoint_of(peer, each, handle) for peer, each in given.items()}
         make_room(_DESCRIPTORS, "opening UCX")
-        self.library = load_library(config)
-        ucp.resolve(self.library.path)
+        self.library = prepare(config)
         options = {name: value for name, value in _OPTIONS.items() if f"UCX_{name}" not in os.environ}
+        if within and not handle and _is_free():
+            options["TLS"] = _WITHIN if _has_room() else _WITHIN_TIGHT
         super().__init__(options, handle)
         with suppress(OSError, MemoryError):  # then all messages go through UCX
             self.lend(share(ucp.SHELF_NBYTES))
@@ -155,6 +170,32 @@ class UcxTransport(ucp.Worker):
 
     def __repr__(self) -> str:
         return f"<UcxTransport on {self.library}{', closed' if self.closed else ''}>"
+
+
+def prepare(config: Config | None = None) -> Library:
+    """Load UCX, so that an MPI that is started later finds it.
+
+    Raises:
+        TransportError: There is none, or it is too old.
+    """
+    library = load_library(config)
+    ucp.resolve(library.path)
+    return library
+
+
+def _is_free() -> bool:
+    """Whether neither environment nor file tell UCX which transports or interfaces to use."""
+    told = ucp.configured()
+    return all(told.get(name, "all") == "all" for name in ("TLS", "NET_DEVICES"))
+
+
+def _has_room() -> bool:
+    """Whether there is room for the shared memory of POSIX, which containers often give little."""
+    try:
+        state = os.statvfs("/dev/shm")
+    except OSError:
+        return False
+    return state.f_bavail * state.f_frsize >= _ROOM
 
 
 def is_shared(address: bytes) -> bool:

@@ -44,6 +44,7 @@ class Connection:
     """
 
     def __init__(self, group: Group, devices: list[Any]) -> None:
+        _users.add(id(self))
         self._c10d = load().distributed.distributed_c10d
         options = self._c10d.ProcessGroupGloo._Options()
         options._devices = devices
@@ -65,6 +66,9 @@ class Connection:
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(self.backend))
         self.backend = None
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._store))
+        _users.discard(id(self))
+        if not _users:
+            _made.clear()
 
     def cut(self) -> None:
         """Shut the connections down: calls under way end with an error, here and on the ranks at the other ends."""
@@ -166,13 +170,26 @@ def _devices(address: str | None) -> list[Any]:
     return [call(partial(_device, hostname=address), f"listening on {address}")]
 
 
-@lru_cache
+_made: dict[tuple[str, str], Any] = {}  # devices by what they listen on, until all connections are closed
+_users: set[int] = set()  # connections that are not; one that is given up keeps the devices, and they listen on
+
+
 def _device(hostname: str = "", interface: str = "") -> Any:
-    """A device, which is a thread that moves data; the communicators of a process share it."""
-    device = load().distributed.ProcessGroupGloo.create_device(hostname=hostname, interface=interface)
-    # Destroying it waits for the end of its thread, which a forked child does not have.
-    os.register_at_fork(after_in_child=partial(ctypes.pythonapi.Py_IncRef, ctypes.py_object(device)))
-    return device
+    """A device, which is a thread that moves data and listens; the communicators of a process share it."""
+    found = _made.get((hostname, interface))
+    if found is None:
+        found = load().distributed.ProcessGroupGloo.create_device(hostname=hostname, interface=interface)
+        _made[hostname, interface] = found
+    return found
+
+
+def _in_child() -> None:
+    """Destroying a device waits for the end of its thread, which a forked child does not have."""
+    for device in _made.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(device))
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 @lru_cache

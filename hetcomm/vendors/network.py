@@ -9,12 +9,12 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Place", "here", "reachable_address"]
+__all__ = ["Place", "here", "is_one_host", "reachable_address"]
 
 _GET_FLAGS, _GET_ADDRESS = 0x8913, 0x8915  # ioctls of sockets: SIOCGIFFLAGS, SIOCGIFADDR
 _UP, _LOOPBACK = 0x1, 0x8
@@ -55,6 +55,24 @@ def here() -> Place:
                 addresses.append(address)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return Place(f"{boot} {os.readlink('/proc/self/ns/net')}", tuple(addresses), loopback)
+
+
+# Pairs of launchers' variables that are equal where all processes of a job are on this host.
+_ALL_HERE = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_SIZE", "MPI_LOCALNRANKS"),
+)
+
+
+def is_one_host(places: Sequence[Place], environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the launcher has started no process on another host, nor any rank of these in another network.
+
+    Of processes that it did not start nothing is known: then it is False.
+    """
+    env = os.environ if environ is None else environ
+    whole = next(((env[size], env[here]) for size, here in _ALL_HERE if size in env and here in env), ("", "?"))
+    return whole[0] == whole[1] and len({place.network for place in places}) == 1
 
 
 def reachable_address(places: Sequence[Place], rank: int) -> str | None:

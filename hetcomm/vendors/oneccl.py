@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import dataclasses
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import partial
@@ -29,7 +31,7 @@ from typing import Any, TypeVar
 from hetcomm.errors import VendorError
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.types import DataType, Memory, MemoryKind, ReduceKind
-from hetcomm.vendors import compose
+from hetcomm.vendors import compose, network, segments
 from hetcomm.vendors.base import (
     COLLECTIVES,
     Availability,
@@ -62,6 +64,10 @@ _SETTINGS = {
     "CCL_WORKER_OFFLOAD": "0",
     "CCL_LOG_LEVEL": "error",
 }
+
+# The same in a job on one host: nothing listens but the key-value stores, on the loopback. oneCCL would move nothing
+# over the loopback's TCP, and takes another network provider where it is told to.
+_WITHIN = {"FI_PROVIDER": "shm", "CCL_KVS_IFACE": "lo"}
 
 # oneCCL's own numbers (oneapi/ccl/types.hpp)
 _DATATYPES = {
@@ -122,7 +128,8 @@ class OneCclVendor:
     def create(self, group: Group) -> VendorCommunicator:
         """A communicator over `group`; collective.
 
-        Sets oneCCL's environment variables that are not set, and loads the library, when first called.
+        Sets oneCCL's environment variables that are not set, and loads the library, when first called. Where the
+        launcher has started the whole job on this host, these let it listen on the loopback only.
 
         Raises:
             VendorError: On each rank alike where the library is missing or does not start on one of them.
@@ -131,8 +138,12 @@ class OneCclVendor:
         if group.nranks == 1:
             return HostCommunicator(self.name, self.capabilities, 0, 1, None)
         problem, address, store, module = b"", b"", None, None
+        said = group.all_gather(json.dumps([dataclasses.asdict(network.here()), *segments.here()]).encode())
+        answers = [json.loads(text) for text in said]
+        within = network.is_one_host([network.Place(**place) for place, _, _ in answers])
+        pids = [pid for _, where, pid in answers if where == segments.here()[0]]
         try:
-            module = self._load()
+            module = self._load(_WITHIN if within else {})
             if group.rank == 0:
                 store = _call(module.KeyValueStore, "making a key-value store")
                 address = store.address
@@ -143,16 +154,16 @@ class OneCclVendor:
                 raise VendorError(f"vendor 'oneccl' failed on rank {rank} of its cluster: {text.decode()}")
         address = group.broadcast(address if group.rank == 0 else None)
         assert module is not None  # there was no problem
-        library = apart(group, partial(_make, module, group, store, address), "oneCCL makes a communicator")
+        library = apart(group, partial(_make, module, group, store, address, pids), "oneCCL makes a communicator")
         return HostCommunicator(self.name, self.capabilities, group.rank, group.nranks, library)
 
-    def _load(self) -> Any:
-        """The extension module, with the library behind it loaded and initialised."""
+    def _load(self, settings: Mapping[str, str]) -> Any:
+        """The extension module, with the library behind it loaded and initialised, with these settings unless set."""
         state = self.availability()
         if not state.usable:
             raise VendorError(state.reason, remedy=state.remedy)
         quiet = "CCL_LOG_LEVEL" not in os.environ
-        for name, value in {**_SETTINGS, **_fabric_settings()}.items():
+        for name, value in {**_SETTINGS, **_fabric_settings(), **settings}.items():
             os.environ.setdefault(name, value)
         try:
             ctypes.CDLL(_find_library(), mode=ctypes.RTLD_GLOBAL)
@@ -161,13 +172,14 @@ class OneCclVendor:
             raise VendorError(f"oneCCL could not be loaded: {error}", remedy=_INSTALL) from error
         with _without_notice(quiet):
             _call(module.init, "initialising the library")
+        segments.sweep()
         return module
 
 
-def _make(module: Any, group: Group, store: Any, address: bytes) -> _CclLibrary:
+def _make(module: Any, group: Group, store: Any, address: bytes, pids: Collection[int]) -> _CclLibrary:
     """The library's communicator; blocks until all ranks have come."""
     return _call(
-        lambda: _CclLibrary(module, group.nranks, group.rank, store or module.KeyValueStore(address)),
+        lambda: _CclLibrary(module, group.nranks, group.rank, store or module.KeyValueStore(address), pids),
         "creating a communicator",
     )
 
@@ -179,11 +191,12 @@ class _CclLibrary:
     dead, and hangs while the interpreter exits.
     """
 
-    def __init__(self, module: Any, nranks: int, rank: int, store: Any) -> None:
+    def __init__(self, module: Any, nranks: int, rank: int, store: Any, pids: Collection[int]) -> None:
         self._store = store
-        atexit.unregister(_remove_segments)
-        atexit.register(_remove_segments)
+        atexit.unregister(segments.remove_own)
+        atexit.register(segments.remove_own)
         self._comm = module.CclCommunicator(nranks, rank, store)
+        segments.remember(pids)
 
     def start(
         self, collective: Collective, rank: int, in_memory: Memory | None, out_memory: Memory | None
@@ -202,6 +215,7 @@ class _CclLibrary:
 
     def abandon(self) -> None:
         """Destroying it would wait for the other ranks: it is left to the process."""
+        segments.remove_of_dead()
         self._comm.abandon()
 
     def interrupt(self) -> None:
@@ -243,15 +257,6 @@ class _Event:
     def test(self) -> bool:
         complete: bool = _call(self._event.test, "progressing a collective")
         return complete
-
-
-def _remove_segments() -> None:
-    """Remove the shared memory of communicators that were never destroyed; other processes keep what they have mapped.
-
-    libfabric names its segments after the process, and removes them only as it closes them.
-    """
-    for segment in Path("/dev/shm").glob(f"{os.getpid()}:*"):
-        segment.unlink(missing_ok=True)
 
 
 def _call(function: Callable[[], _T], what: str) -> _T:

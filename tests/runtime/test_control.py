@@ -15,7 +15,7 @@ frames = st.builds(
     Frame,
     st.sampled_from(Subject),
     st.integers(0, NRANKS - 1),
-    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**63 - 1),
     st.integers(0, 255),
     st.binary(min_size=16, max_size=16),
     st.text(max_size=200),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,109 @@ def test_who_declines_offers_is_made_none(make: Make, recorded: bool) -> None:
         assert taken[0] > 0
         with pytest.raises(UsageError, match="before peers are connected"):
             executors[0].transport.decline_offers()
+
+
+OFFER = struct.Struct("<6QQQii")  # mark (2), device, inode, offset, nbytes, rest, number, pid, fd
+MARK = (0x68C3D1A90B5E7F24, 0xE29B46F7135AD08C)
+FORGED = 3000  # elements that the receiver expects
+
+
+def forged(rest: int = FORGED * 8, fd: int | None = None, **fields: int) -> np.ndarray[Any, Any]:
+    """An offer as a message of floats: one of the arena's first page on, unless `fields` say something else."""
+    descriptor = arena._arenas[os.getpid()]._descriptor if fd is None else fd
+    status = os.fstat(max(descriptor, 0))
+    values = {"device": status.st_dev, "inode": status.st_ino, "offset": 0, "nbytes": rest, "pid": os.getpid()} | fields
+    packed = OFFER.pack(
+        *MARK, *(values[name] for name in ("device", "inode", "offset", "nbytes")), rest, 1, values["pid"], descriptor
+    )
+    return np.frombuffer(packed)
+
+
+def deceive(executors: list[Executor], message: np.ndarray[Any, Any]) -> Execution:
+    """Rank 0 sends `message` in place of what rank 1 expects, whose run is returned."""
+    source = np.zeros(FORGED)
+    source[: len(message)] = message
+    total = Collective(CollectiveKind.ALL_REDUCE, 2, FORGED, DataType.FLOAT64, ReduceKind.SUM)
+    sends, receives = Send(Slice(Buffer.IN, 0, len(message)), 1), Recv(Slice(Buffer.OUT, 0, FORGED), 0)
+    target = memory(np.full(FORGED, -1.0), argument="o", rank=1, writable=True)
+    sender = executors[0].start(Program(0, total, (sends,)), memory(source, argument="i", rank=0, writable=False), None)
+    receiver = executors[1].start(Program(1, total, (receives,)), None, target)
+    finish(executors, [sender])
+    return receiver
+
+
+def looked(executors: list[Executor], receiver: Execution) -> bool:
+    """Whether the receiver is done after ample turns."""
+    for _ in range(1000):
+        for executor in executors:
+            executor.transport.progress()
+        if receiver.test():
+            return True
+    return False
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_an_offer_says_is_not_believed(recorded: bool) -> None:
+    """The sender lies about where its memory is: the receiver reads nothing and says that it cannot see it."""
+    array = hetcomm.shared_empty(FORGED)
+    array[:] = np.arange(FORGED)
+    owner = arena._arenas[os.getpid()]
+    with connected(2) as executors, ExitStack() as stack:
+        executors[1].spans = [] if recorded else None
+        files = [os.memfd_create("hetcomm", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) for _ in range(3)]
+        ends = os.pipe()
+        for each in (*files, *ends):
+            stack.callback(os.close, each)
+        unsealed, growing, vast = files
+        os.ftruncate(unsealed, 1 << 20)
+        os.ftruncate(growing, 1 << 20)
+        fcntl.fcntl(growing, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        os.ftruncate(vast, 1 << 62)
+        fcntl.fcntl(vast, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        lies = [
+            forged(offset=2**64 - 8),
+            forged(offset=owner._nbytes - 8),
+            forged(offset=owner._nbytes + 8),
+            forged(nbytes=0),
+            forged(pid=os.getppid()),
+            forged(pid=-1),
+            forged(pid=0),
+            forged(fd=-1),
+            forged(inode=1 << 40),
+            forged(device=1 << 40),
+            *(forged(fd=each) for each in (unsealed, growing, vast, ends[0])),
+        ]
+        for lie in lies:
+            receiver = deceive(executors, lie)
+            assert not looked(executors, receiver)
+            receiver.abort()
+        assert executors[1].transport.statistics()["taken"] == 0
+        receiver = deceive(executors, forged(offset=array.ctypes.data - owner._address))
+        assert looked(executors, receiver)  # this one was true
+        assert np.array_equal(receiver._memories[Buffer.OUT].owner, array)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("lie", [{"rest": 2**64 - 1}, {"nbytes": 2**64 - 1}, {"rest": 0}, {"rest": 8}])
+def test_an_offer_that_contradicts_itself_is_an_error(lie: dict[str, int], recorded: bool) -> None:
+    hetcomm.shared_empty(1)
+    with connected(2) as executors:
+        executors[1].spans = [] if recorded else None
+        receiver = deceive(executors, forged(**lie))
+        with pytest.raises(TransportError):
+            looked(executors, receiver)
+
+
+def test_shared_memory_cannot_be_made_shorter() -> None:
+    array = hetcomm.shared_empty(1000)
+    descriptor = arena._arenas[os.getpid()]._descriptor
+    for size in (0, 1 << 42):
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)  # nor readable only, by whom it is offered to
+    assert not array.any()
+    assert not os.get_inheritable(descriptor)
 
 
 def test_memory_that_is_not_the_hosts_is_not_touched() -> None:

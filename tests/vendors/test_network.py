@@ -36,6 +36,22 @@ def test_hosts_without_a_route_do_not_meet() -> None:
     assert reachable_address([lonely, Place("four", (BRIDGE,), "")], 0) is None
 
 
+@pytest.mark.parametrize(
+    ("environ", "places", "expected"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, [ONE, ONE], True),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, [ONE, ONE], False),  # others are elsewhere
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, [ONE, TWO], False),  # in containers
+        ({"PMI_SIZE": "3", "MPI_LOCALNRANKS": "3"}, [ONE], True),
+        ({"PMI_SIZE": "3"}, [ONE], False),
+        ({"SLURM_PROCID": "0"}, [ONE], False),
+        ({}, [ONE, ONE], False),
+    ],
+)
+def test_one_host_is_what_the_launcher_says(environ: dict[str, str], places: list[Place], expected: bool) -> None:
+    assert network.is_one_host(places, environ) is expected
+
+
 def test_the_place_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     place = network.here()
