@@ -12,8 +12,9 @@ import pytest
 
 from hetcomm.errors import TopologyError, UsageError, VendorError
 from hetcomm.execution import tags
-from hetcomm.job.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
+from hetcomm.job.bootstrap import SoloGroup, bootstrap, uses_mpi
 from hetcomm.job.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
+from hetcomm.job.group import pack, unpack
 from hetcomm.job.launcher import Launcher
 from hetcomm.job.settings import settings
 from hetcomm.topology.model import Cluster, Topology, Uplink
@@ -97,7 +98,7 @@ def test_processes_of_torchrun_are_not_jobs_of_one_rank(size: str, monkeypatch: 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"a", b"", b"ccc"]])
 def test_packing(parts: list[bytes]) -> None:
-    assert _unpack(_pack(parts)) == parts
+    assert unpack(pack(parts)) == parts
 
 
 def test_settings() -> None:
@@ -129,7 +130,7 @@ class Raising:
         ({"config": Config(inline_bytes=-1)}, {}, "Config.inline_bytes is -1"),
         ({"config": Config(inline_bytes=1.5)}, {}, "'Config.inline_bytes' is 1.5"),  # type: ignore[arg-type]
         ({"config": Config(inline_bytes=Raising())}, {}, "RecursionError: deep"),  # type: ignore[arg-type]
-        ({"config": Config(bootstrap="tcp")}, {}, "HETCOMM_BOOTSTRAP='tcp'"),
+        ({"config": Config(bootstrap="smoke")}, {}, "HETCOMM_BOOTSTRAP='smoke'"),
         ({"config": Config(topology=3)}, {}, "topology is 3"),  # type: ignore[arg-type]
         ({"vendor": 3}, {}, "vendor is 3"),
         ({"cluster": Path("left")}, {}, "cluster is"),
