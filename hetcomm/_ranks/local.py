@@ -275,7 +275,7 @@ class _Job:
         if rank.returncode is not None:
             return
         rank.returncode = returncode
-        self._rendezvous.ended(rank.number, how(returncode))
+        self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0)
         for name in ("stdout", "stderr"):
             self._read(rank, name, whole=True)
         self._report.ended(rank.number, returncode)

@@ -19,6 +19,7 @@ _HOLDING = 2.0  # seconds: how long a traceback is held back on a rank that goes
 _PATIENCE = 2.0  # seconds after a rank has failed because of another, for that one to fail too
 _LONGEST = 1 << 20  # bytes of a line that does not end
 _HEADERS = (b"Traceback (most recent call last):", b"  + Exception Group Traceback (most recent call last):")
+_BARE = re.compile(rb"(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception)(?:: |\r?$)")  # of a cause that was never raised itself
 _NAME = re.compile(rb"(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*)(:.*)?$", re.DOTALL)
 _SECONDARY = (b"PeerFailureError", b"DepartedError")
 
@@ -159,7 +160,7 @@ class Report:
         state = self._ranks[rank]
         for number, line in enumerate(lines):
             if not state.held:
-                if line.rstrip(b"\r") not in _HEADERS:
+                if line.rstrip(b"\r") not in _HEADERS and not _BARE.match(line):
                     self._write(self._stderr, rank, [line])
                     continue
                 state.held_since = time.monotonic()
@@ -178,6 +179,8 @@ class Report:
         text = how(failure.returncode).encode()
         if failure.error is not None:
             text = failure.error if failure.returncode == 1 else text + b" after " + failure.error
+        elif not failure.shown:  # it was no traceback
+            self._write(self._stderr, failure.rank, failure.text)
         self._say(failure.rank, text)
 
     def _say(self, rank: int, text: bytes) -> None:

@@ -20,6 +20,7 @@ import hmac
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hetcomm.errors import TransportError
 
@@ -28,6 +29,7 @@ __all__ = [
     "MAC",
     "NONCE",
     "WELCOME",
+    "Ended",
     "Frames",
     "frame",
     "mac",
@@ -64,6 +66,19 @@ def frame(kind: bytes, ticket: int, payload: bytes = b"") -> bytes:
     if len(payload) > _LIMIT:
         raise TransportError(f"a payload of {len(payload)} bytes is more than the bootstrap carries, {_LIMIT}")
     return _HEADER.pack(kind, ticket, len(payload)) + payload
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a rank.
+
+    Attributes:
+        fate: As a clause: 'ended before it had joined the job in hetcomm.init (exit status 0)'.
+        because: The ranks that had ended before, of which it was told; empty where it ended of itself.
+    """
+
+    fate: str
+    because: tuple[int, ...] = ()
 
 
 class Frames:
@@ -115,11 +130,11 @@ def unpack_part(data: bytes) -> tuple[tuple[int, ...], int, bytes]:
     return members, serial, data[8 + 4 * len(members) :]
 
 
-def pack_ended(fates: dict[int, str]) -> bytes:
-    """What became of ranks of the job, as a clause for each: 'ended before it had called hetcomm.init'."""
-    return json.dumps(sorted(fates.items())).encode()
+def pack_ended(ended: dict[int, Ended]) -> bytes:
+    """What became of ranks of the job."""
+    return json.dumps([(rank, each.fate, list(each.because)) for rank, each in sorted(ended.items())]).encode()
 
 
-def unpack_ended(data: bytes) -> dict[int, str]:
+def unpack_ended(data: bytes) -> dict[int, Ended]:
     """What `pack_ended` wrote."""
-    return {int(rank): str(fate) for rank, fate in json.loads(data)}
+    return {int(rank): Ended(str(fate), tuple(map(int, because))) for rank, fate, because in json.loads(data)}

@@ -140,6 +140,16 @@ class WaitingGroup:
         """The ranks of the job that are known to have ended."""
         return self._attendance.ended()
 
+    def _gone(self, ended: Collection[int]) -> PeerFailureError:
+        """The error for ranks of this group that have ended."""
+        return PeerFailureError(
+            f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended while a communicator was set up",
+            rank=self.rank,
+            ranks=ended,
+            origin=self.rank,
+            remedy="Look at the output of those ranks for why they ended.",
+        )
+
     def _poll(self, test: Callable[[], bool], deadline: float) -> bool:
         """Whether `test` came true before the deadline; everything else of this process moves meanwhile.
 
@@ -159,14 +169,7 @@ class WaitingGroup:
             dead = self._dead()
             ended = frozenset(rank for rank, number in enumerate(self._ranks) if number in dead) if dead else known
             if ended & known and not test():
-                have = "has" if len(ended) == 1 else "have"
-                raise PeerFailureError(
-                    f"rank {numbers(ended)} {have} ended while a communicator was set up",
-                    rank=self.rank,
-                    ranks=ended,
-                    origin=self.rank,
-                    remedy="Look at the output of those ranks for why they ended.",
-                )
+                raise self._gone(ended)
             known = ended
             return False
 

@@ -73,7 +73,7 @@ class Rendezvous:
         self._connections: list[_Connection] = []
         self._meetings: Counter[int] = Counter()  # of each rank, that it has come to
         self._exchanges: dict[tuple[int, tuple[int, ...], int], _Exchange] = {}
-        self._ended: dict[int, str] = {}
+        self._ended: dict[int, frames.Ended] = {}
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     @property
@@ -82,18 +82,24 @@ class Rendezvous:
         host, port = self._listener.getsockname()
         return f"{host}:{port}"
 
-    def ended(self, rank: int, how: str) -> None:
+    def ended(self, rank: int, how: str, killed: bool) -> None:
         """The process of a rank has ended: whoever waits for it is told at once.
+
+        A rank that ended when it had been told of another's end is taken to have given up because of that one.
 
         Args:
             rank: The rank.
             how: 'exit status 1', for example.
+            killed: By a signal, so that it has not given up by itself.
         """
-        self._ended[rank] = how
+        because: set[int] = set()
+        if not killed and self._meetings[rank]:
+            for other, each in self._ended.items():
+                because.update(each.because or (other,))
+        self._ended[rank] = frames.Ended(how, tuple(sorted(because)))
         self._fail_exchanges()
-        said = frames.frame(b"E", 0, frames.pack_ended({rank: f"has ended ({how})"}))
         for connection in self._known():
-            self._send(connection, said)
+            self._tell_ended(connection, rank)
 
     def look(self) -> None:
         """What the passing of time brings: called at least every tenth of a second."""
@@ -203,8 +209,7 @@ class Rendezvous:
         self._meetings[rank] += 1
         self._send(connection, frames.mac(self._key, "rendezvous", rank, nonce, connection.nonce))
         if self._ended:
-            fates = {rank: f"has ended ({how})" for rank, how in self._ended.items()}
-            self._send(connection, frames.frame(b"E", 0, frames.pack_ended(fates)))
+            self._tell_ended(connection, *self._ended)
         return bytes(connection.data[frames.HELLO.size :])
 
     # ---- exchanges
@@ -239,22 +244,33 @@ class Rendezvous:
 
     def _fail(self, meeting: int, exchange: _Exchange) -> None:
         """Tell those that wait for a rank that has ended; those that come later are told then."""
-        missing = [rank for rank in exchange.members if rank not in exchange.parts]
-        fates = {rank: fate for rank in missing if (fate := self._fate(rank, meeting))}
-        if not fates:
+        missing = {rank for rank in exchange.members if rank not in exchange.parts}
+        ended = {rank: found for rank in missing if (found := self._fate(rank, meeting)) is not None}
+        if not ended:
             return
-        said = frames.pack_ended(fates)
+        said = frames.pack_ended(ended | self._causes(ended, exchange.members, meeting))
         for connection, ticket in exchange.waiting.values():
             self._send(connection, frames.frame(b"D", ticket, said))
         exchange.waiting.clear()
 
-    def _fate(self, rank: int, meeting: int) -> str | None:
+    def _causes(
+        self, ended: dict[int, frames.Ended], members: tuple[int, ...], meeting: int
+    ) -> dict[int, frames.Ended]:
+        """The members because of which others have given up."""
+        causes = {cause for each in ended.values() for cause in each.because if cause in members}
+        return {cause: found for cause in causes if (found := self._fate(cause, meeting)) is not None}
+
+    def _tell_ended(self, connection: _Connection, *ranks: int) -> None:
+        found = {rank: self._fate(rank, connection.meeting) or self._ended[rank] for rank in ranks}
+        self._send(connection, frames.frame(b"E", 0, frames.pack_ended(found)))
+
+    def _fate(self, rank: int, meeting: int) -> frames.Ended | None:
         """What keeps a rank from ever taking part in exchanges of a meeting."""
         come = self._meetings[rank] > meeting
-        if rank in self._ended:
-            where = "while a communicator was set up" if come else "before it had called hetcomm.init"
-            return f"ended {where} ({self._ended[rank]})"
+        if (found := self._ended.get(rank)) is not None:
+            where = "while a communicator was set up" if come else "before it had joined the job in hetcomm.init"
+            return frames.Ended(f"ended {where} ({found.fate})", found.because)
         closed = [each.closed for each in self._connections if (each.rank, each.meeting) == (rank, meeting)]
         if closed and closed[0] is not None and time.monotonic() > closed[0] + _UNEXPLAINED:
-            return "has given up, or has closed its communicator"
+            return frames.Ended("has given up, or has closed its communicator")
         return None

@@ -30,7 +30,7 @@ class _Connection:
     """One rank's connection to the rendezvous, used by all groups of a job and whichever threads they wait in."""
 
     def __init__(self, connected: socket.socket) -> None:
-        self.ended: dict[int, str] = {}
+        self.ended: dict[int, frames.Ended] = {}
         self._socket = connected
         self._lock = threading.Lock()
         self._frames = frames.Frames()
@@ -186,9 +186,18 @@ class TcpGroup(WaitingGroup):
         self._connection.look()
         return {*self._connection.ended, *self._attendance.ended()}
 
-    def _failed(self, fates: dict[int, str]) -> PeerFailureError:
-        """The error that names ranks of the job which have ended, in terms of this group."""
-        here = {self._ranks.index(rank): fate for rank, fate in fates.items()}
+    def _gone(self, ended: Collection[int]) -> PeerFailureError:
+        known = self._connection.ended
+        found = {number: known[number] for rank in ended if (number := self._ranks[rank]) in known}
+        if not found:
+            return super()._gone(ended)
+        causes = {cause for each in found.values() for cause in each.because if cause in self._ranks}
+        return self._failed(found | {cause: known[cause] for cause in causes})
+
+    def _failed(self, ended: dict[int, frames.Ended]) -> PeerFailureError:
+        """The error that names ranks of the job, in terms of this group; not those that gave up because of others."""
+        own = {rank: each for rank, each in ended.items() if not set(each.because) & set(ended)}
+        here = {self._ranks.index(rank): each.fate for rank, each in own.items()}
         return PeerFailureError(
             "; ".join(f"rank {rank} {fate}" for rank, fate in sorted(here.items())),
             rank=self.rank,

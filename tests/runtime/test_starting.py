@@ -15,7 +15,7 @@ from hetcomm.execution import tags
 from hetcomm.job.bootstrap import SoloGroup, bootstrap, uses_mpi
 from hetcomm.job.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
 from hetcomm.job.group import pack, unpack
-from hetcomm.job.launcher import Launcher
+from hetcomm.job.launcher import Launcher, variables
 from hetcomm.job.settings import settings
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import Config
@@ -53,6 +53,10 @@ from .threads import Meeting, ThreadGroup
             },
             ("Open MPI's mpirun", 1, 2),
         ),
+        (
+            {**variables(5, 6, "127.0.0.1:7", "ab"), "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+            ("hetcomm run", 5, 6),
+        ),
     ],
     ids=[
         "none",
@@ -70,6 +74,7 @@ from .threads import Meeting, ThreadGroup
         "no torchrun",
         "no number",
         "torchrun's variables under mpirun",
+        "hetcomm run with an mpirun",
     ],
 )
 def test_launchers(environ: dict[str, str], expected: tuple[str, int, int] | None) -> None:
