@@ -343,6 +343,18 @@ def test_a_rank_that_ends_is_named_by_the_others_which_go_on(point: str, text: s
     assert done.err == ([] if point == "leave" else ["[1] failed: killed by SIGKILL"])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mpi4py") is None or find_launcher() is None, reason="there is no MPI")
+@pytest.mark.parametrize("point", ["meeting", "2", "call"])
+def test_a_rank_that_mpirun_has_started_is_named_too(point: str, tmp_path: Path) -> None:
+    done = told(point, tmp_path, "-n", "2", "--vendor", "mpi", ":", "-n", "1", "--vendor", "ucx")
+    assert done.status == 137, done
+    for rank in (0, 2):
+        error, end = done.by(rank)
+        assert error.startswith(f"[{rank}] PeerFailureError [1] True "), done
+        assert end == f"[{rank}] the end"
+
+
 FAILING = """
 import numpy as np, hetcomm
 with hetcomm.init() as comm:
