@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner
 
+from hetcomm._ranks import local
 from hetcomm._ranks.launch import find_launcher
 from hetcomm.cli import main
 
@@ -197,6 +198,24 @@ def test_a_job_that_does_not_end_in_time_is_ended() -> None:
     assert done.status == 124
     assert done.err[0] == "hetcomm run: the job has not ended within 1 s"
     assert sorted(done.err[1:]) == [f"[{rank}] failed: killed by SIGTERM" for rank in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "args", "status", "said"),
+    [
+        (["sleep", "99"], ["--timeout", "0.5"], 124, ["hetcomm run: the job has not ended within 0.5 s"]),
+        (["sh", "-c", "echo no slots >&2; exit 3"], [], 3, ["[mpirun] no slots"]),
+    ],
+    ids=["hangs", "fails"],
+)
+def test_an_mpirun_that_starts_nothing(
+    mpirun: list[str], args: list[str], status: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "mpi_command", lambda *_, **__: mpirun)
+    done = run(*args, "-n", "2", "--vendor", "mpi", "--", "true", ":", "--", "true")
+    assert done.status == status
+    how = "killed by SIGTERM" if status == 124 else "exit status 3"
+    assert sorted(done.err) == sorted([*said, *(f"[{rank}] failed: {how}" for rank in range(2))])
 
 
 def test_the_ranks_end_with_the_launcher() -> None:

@@ -131,6 +131,7 @@ class _Job:
                 env = {**segment.env, **variables(number, nranks, self._rendezvous.address, key)}
                 self._ranks.append(_Rank(number, segment.command, env))
         self._mpirun: subprocess.Popen[bytes] | None = None
+        self._mpirun_says = -1  # what it writes is read here
         self._starters: dict[int, socket.socket] = {}
         self._signals = 0
         self._kill_at: float | None = None
@@ -164,13 +165,14 @@ class _Job:
             self._watch_mpirun(started[-1])
 
     def _begun(self, rank: _Rank, pid: int) -> None:
-        rank.pid, rank.pidfd = pid, os.pidfd_open(pid)
+        rank.pid = pid
         for end in rank.writing or ():
             os.close(end)
         rank.writing = None
         for name in ("stdout", "stderr"):
             self._selector.register(getattr(rank, name), selectors.EVENT_READ, self._reader(rank, name))
-        if rank.process is not None:
+        if rank.process is not None:  # the others' starters tell when they have ended
+            rank.pidfd = os.pidfd_open(pid)
             self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._reap(rank))
 
     def _start_of_mpirun(self, ranks: Sequence[_Rank], base: Mapping[str, str]) -> Start:
@@ -184,15 +186,19 @@ class _Job:
         command = mpi_command([({}, [*argv, str(rank.number)]) for rank in ranks], recovery=True)
         reading, writing = _pipe()
         self._closing.callback(os.close, writing)
-        os.set_blocking(reading, False)
-        self._selector.register(reading, selectors.EVENT_READ, lambda: self._hear_mpirun(reading))
+        self._selector.register(reading, selectors.EVENT_READ, self._hear_mpirun)
         self._closing.callback(os.close, reading)
+        self._mpirun_says = reading
         return Start(command, base, writing, writing)
 
     def _welcome(self, listener: socket.socket) -> None:
         """A starter has come: tell it what to start."""
         channel, _ = listener.accept()
-        rank = self._ranks[_LENGTH.unpack(channel.recv(_LENGTH.size, socket.MSG_WAITALL))[0]]
+        said = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
+        if len(said) < _LENGTH.size:  # it was killed
+            channel.close()
+            return
+        rank = self._ranks[_LENGTH.unpack(said)[0]]
         asked = json.dumps({"command": list(rank.command), "environ": rank.env}).encode()
         assert rank.writing is not None  # each starter comes once
         socket.send_fds(channel, [_LENGTH.pack(len(asked))], list(rank.writing))
@@ -202,12 +208,14 @@ class _Job:
 
     def _hear(self, rank: _Rank, channel: socket.socket) -> None:
         """What a starter says: the process that it has started, and how that has ended."""
-        data = channel.recv(1 << 12)
+        try:
+            data = channel.recv(1 << 12)
+        except ConnectionError:
+            data = b""
         for line in data.splitlines():
             said = json.loads(line)
             if "pid" in said:
-                with contextlib.suppress(ProcessLookupError):
-                    self._begun(rank, said["pid"])
+                self._begun(rank, said["pid"])
             else:
                 self._ended(rank, said["returncode"])
         if not data:
@@ -221,15 +229,16 @@ class _Job:
         def ended() -> None:
             self._selector.unregister(pidfd)
             process.wait()
+            self._hear_mpirun()
             for rank in self._ranks:
                 if rank.process is None and rank.number not in self._starters:
                     self._ended(rank, process.returncode or 1)
 
         self._selector.register(pidfd, selectors.EVENT_READ, ended)
 
-    def _hear_mpirun(self, reading: int) -> None:
+    def _hear_mpirun(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            text = os.read(reading, 1 << 16)
+            text = os.read(self._mpirun_says, 1 << 18)
             for line in text.splitlines():
                 self._stderr(b"[mpirun] " + line + b"\n")
 
@@ -318,6 +327,9 @@ class _Job:
         for rank in self._ranks:
             if rank.returncode is None and rank.pid is not None:
                 signal_group(rank.pid, number)
+        missing = any(rank.pid is None and rank.returncode is None for rank in self._ranks)
+        if missing and self._mpirun is not None and self._mpirun.poll() is None:  # it has not started them yet
+            signal_group(self._mpirun.pid, number)
 
     @property
     def _over(self) -> bool:
