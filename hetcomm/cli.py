@@ -1,4 +1,4 @@
-"""The `hetcomm` command: `hetcomm doctor`, `hetcomm plan` and `hetcomm bench`.
+"""The `hetcomm` command: `hetcomm doctor`, `hetcomm plan`, `hetcomm bench` and `hetcomm run`.
 
 Errors of hetcomm's own tree end as one line on stderr and exit status 2, without a traceback.
 """
@@ -16,6 +16,7 @@ from rich.markup import escape
 from hetcomm._cli import doctor as _doctor
 from hetcomm._cli import plan as _plan
 from hetcomm._cli.bench import bench as _bench
+from hetcomm._cli.run import run as _run
 from hetcomm._cli.units import parse_nbytes
 from hetcomm.errors import HetcommError, UsageError
 from hetcomm.schedule.collective import CollectiveKind
@@ -133,3 +134,4 @@ def plan(
 
 
 main.add_command(_bench)
+main.add_command(_run)

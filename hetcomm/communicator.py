@@ -112,8 +112,9 @@ def init(
 ) -> Communicator:
     """Meet the other ranks of this job and return the communicator over all of them; collective.
 
-    Under mpirun, mpiexec or srun these are the ranks of `MPI.COMM_WORLD`; without a launcher the job has one rank, and
-    mpi4py is not imported. Each rank states its vendor and cluster; ranks of equal vendor and cluster form a cluster.
+    Under `hetcomm run` these are the ranks that it has started; under mpirun, mpiexec or srun those of
+    `MPI.COMM_WORLD`; without a launcher the job has one rank. mpi4py is imported under MPI's launchers, and by the
+    vendor `mpi`, only. Each rank states its vendor and cluster; ranks of equal vendor and cluster form a cluster.
 
     Args:
         comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`.
@@ -136,6 +137,8 @@ def init(
         VendorError: On every rank, if a vendor is not installed or does not start on any; or mpi4py's MPI is not the
             launcher's.
         TransportError: On every rank, if UCX is missing or unusable on any.
+        PeerFailureError: Under `hetcomm run`, at once, if a rank ended before it had joined, or while it did; `ranks`
+            names it, and the message says how it ended.
         CollectiveTimeoutError: Not all ranks called this in time.
     """
     found, failure = settings(config, vendor, cluster, timeout)

@@ -367,7 +367,7 @@ VARIABLES = (
     Variable("HETCOMM_TOPOLOGY", "topology", "detected", "path of a topology file, the same on all ranks"),
     Variable("HETCOMM_UCX_HOME", "ucx_home", "the wheel, or the system's", "prefix of the UCX to load"),
     Variable("HETCOMM_TIMEOUT", "timeout", "300", "seconds that any wait may take"),
-    Variable("HETCOMM_BOOTSTRAP", "bootstrap", "detected", "how the ranks find one another: `mpi` or `single`"),
+    Variable("HETCOMM_BOOTSTRAP", "bootstrap", "detected", "how the ranks find one another: `mpi`, `tcp` or `single`"),
     Variable(
         "HETCOMM_CALIBRATION", "calibration", "none", "path of a calibration, by which plans are chosen, on rank 0"
     ),
@@ -381,7 +381,8 @@ VARIABLES = (
 """All variables that `Config.from_environ` reads."""
 
 _PREFIX = "HETCOMM_"
-_READ_ELSEWHERE = frozenset(  # by hetcomm's build, tests and benchmarks
+_OF_LAUNCHER = frozenset({"HETCOMM_RANK", "HETCOMM_NRANKS", "HETCOMM_ADDRESS", "HETCOMM_KEY"})
+_READ_ELSEWHERE = _OF_LAUNCHER | frozenset(  # by hetcomm's build, tests and benchmarks
     {"HETCOMM_CUPY_WHEELS", "HETCOMM_GPU_MATRIX_SECONDS", "HETCOMM_LAB", "HETCOMM_ONECCL_HOME"}
 )
 _log = logging.getLogger(__name__)
@@ -416,7 +417,7 @@ class Config:
             clusters whose number of ranks, times the bytes of the vector, is at most this; 0: never. Unless set
             4 MiB, and no limit in jobs of several clusters on one host; that of rank 0 counts, and a calibration
             overrides it.
-        bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'single', or None to detect.
+        bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'tcp', 'single', or None to detect.
     """
 
     vendor: str | None = None

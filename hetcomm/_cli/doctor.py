@@ -213,7 +213,13 @@ def _guarded(name: str, test: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     try:
         yield from test()
     except (RanksFailed, HetcommError) as error:
-        yield Finding("self-test", name, "problem", str(error), "The output above is that of the processes.")
+        remedy = "The output above is that of the processes."
+        if "did not end in time" in str(error) and "mpirun" in name:
+            remedy += (
+                " MPI itself waits without end for a rank that ended before MPI_Init; 'hetcomm run' starts ranks of "
+                "other vendors without MPI."
+            )
+        yield Finding("self-test", name, "problem", str(error), remedy)
 
 
 def _ucx_test(config: Config, timeout: float) -> Iterator[Finding]:

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hetcomm._ranks.child import Call, receive, send
 from hetcomm._ranks.launch import mpi_command
+from hetcomm._ranks.processes import Start, processes
 from hetcomm.errors import UsageError
 
 __all__ = ["RanksFailed", "run_ranks"]
@@ -155,36 +156,6 @@ class _Job:
         self._selector.close()
 
 
-@contextlib.contextmanager
-def _processes(
-    commands: Sequence[Sequence[str]], environs: Sequence[Mapping[str, str]], output: IO[bytes]
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The processes, each in a session of its own; on leaving none of them is left."""
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for command, environ in zip(commands, environs, strict=True):
-            started.append(
-                subprocess.Popen(
-                    command,
-                    env=dict(environ),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            )
-        yield started
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process in started:
-                if process.poll() is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                for process in started:
-                    process.wait(_GRACE)
-
-
 def run_ranks(
     nranks: int,
     target: Callable[..., Any],
@@ -239,9 +210,12 @@ def run_ranks(
             commands, bases = argv, [{**base, **environ} for environ in environs]
         job = _Job(call, listener)
         stack.callback(job.close)
-        processes = stack.enter_context(_processes(commands, bases, output))
-        _wait(job, processes, timeout, recovery)
-        codes = [process.poll() for process in processes]
+        starts = [
+            Start(command, base, output, subprocess.STDOUT) for command, base in zip(commands, bases, strict=True)
+        ]
+        started = stack.enter_context(processes(starts))
+        _wait(job, started, timeout, recovery)
+        codes = [process.poll() for process in started]
         output.seek(0)
         text = output.read().decode(errors="replace")
     return _results(job, codes, text, recovery)
@@ -278,10 +252,10 @@ def _call(target: Callable[..., Any], args: tuple[Any, ...], nranks: int, timeou
     return Call(name, file, qualname, pickle.dumps(args), nranks, timeout, tuple(sys.path))
 
 
-def _wait(job: _Job, processes: Sequence[subprocess.Popen[bytes]], timeout: float, recovery: bool) -> None:
+def _wait(job: _Job, started: Sequence[subprocess.Popen[bytes]], timeout: float, recovery: bool) -> None:
     """Until every process has ended, the deadline has passed, or a failure has had its grace."""
     end = time.monotonic() + timeout + _GRACE
-    while any(process.poll() is None for process in processes):
+    while any(process.poll() is None for process in started):
         now = time.monotonic()
         if now > end:
             return

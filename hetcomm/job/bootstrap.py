@@ -1,96 +1,33 @@
 """How the ranks find one another before there is a transport: groups that exchange a few small payloads.
 
-`MpiGroup` goes over mpi4py, `SoloGroup` is a job of one rank. Payloads are bytes, never pickles. Every wait has a
-deadline: messages are nonblocking and polled.
+`MpiGroup` goes over mpi4py, `TcpGroup` over TCP to the rendezvous of `hetcomm run`, `SoloGroup` is a job of one rank.
+Payloads are bytes, never pickles. Every wait has a deadline: messages are nonblocking and polled.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import struct
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, VendorError, numbers
+from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, UsageError, VendorError
+from hetcomm.job.group import Attendance, JobGroup, SoloGroup, WaitingGroup, pack, poll, unpack
 from hetcomm.job.launcher import Launcher
 from hetcomm.job.leaving import parent_with_mpi
+from hetcomm.job.tcp import TcpGroup
 from hetcomm.types import Config
-from hetcomm.vendors.base import Group
 from hetcomm.vendors.mpi_start import load
 
-__all__ = ["JobGroup", "MpiGroup", "SoloGroup", "bootstrap"]
+__all__ = ["JobGroup", "MpiGroup", "SoloGroup", "TcpGroup", "bootstrap"]
 
 _TAG = 0x4843  # on a communicator of our own, so no other message can meet it
 _RANK_ABOVE = "_HETCOMM_RANK"  # a variable for child processes: process id and namespace of a rank
-_NAMESPACE = "PMIX_NAMESPACE"  # of the launcher: another mpirun, under a rank, has another one
-_YIELDING = 0.005  # seconds of polling before sleeping in between
-_SLEEP = 200e-6
-_LOOK_EVERY = 0.05  # seconds between two looks at who has died
+_NAMESPACES = ("HETCOMM_ADDRESS", "PMIX_NAMESPACE")  # of the launcher: another one, under a rank, has another one
 
 
-class JobGroup(Group, Protocol):
-    """A group that can be divided."""
-
-    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
-        """From now on let `progress` move the process while this group, or one divided from it, waits.
-
-        `ended` are the ranks of the job that are known to have died.
-        """
-        ...
-
-    def subgroup(self, ranks: Sequence[int]) -> JobGroup:
-        """The group of `ranks` of this one, in that order; exchanges nothing, and only they may call it."""
-        ...
-
-
-class SoloGroup:
-    """One rank alone."""
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def nranks(self) -> int:
-        return 1
-
-    @property
-    def timeout(self) -> float:
-        return math.inf
-
-    def wait(self, test: Callable[[], bool], what: str) -> None:
-        while not test():
-            time.sleep(_SLEEP)
-
-    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
-        return None
-
-    def all_gather(self, payload: bytes) -> Sequence[bytes]:
-        return [payload]
-
-    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
-        return payload or b""
-
-    def barrier(self) -> None:
-        return None
-
-    def subgroup(self, ranks: Sequence[int]) -> JobGroup:
-        return self
-
-
-@dataclass(slots=True)
-class _Attendance:
-    """What the groups of a job know of the rest of the process: see `JobGroup.attend`."""
-
-    progress: Callable[[], object] = lambda: None
-    ended: Callable[[], Collection[int]] = frozenset
-
-
-class MpiGroup:
+class MpiGroup(WaitingGroup):
     """Some ranks of an mpi4py communicator.
 
     Groups of one job may overlap: whichever two ranks share several groups use them in the same order, and MPI keeps
@@ -105,23 +42,11 @@ class MpiGroup:
     """
 
     def __init__(
-        self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float, attendance: _Attendance | None = None
+        self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float, attendance: Attendance | None = None
     ) -> None:
+        super().__init__(list(ranks).index(comm.Get_rank()), ranks, timeout, attendance)
         self._mpi = mpi
         self._comm = comm
-        self._ranks = tuple(ranks)
-        self._timeout = timeout
-        self._attendance = _Attendance() if attendance is None else attendance
-        self._rank = self._ranks.index(comm.Get_rank())
-
-    @property
-    def rank(self) -> int:
-        """This process's number in the group."""
-        return self._rank
-
-    @property
-    def nranks(self) -> int:
-        return len(self._ranks)
 
     @classmethod
     def over(cls, mpi: Any, comm: Any, timeout: float) -> MpiGroup:
@@ -132,7 +57,7 @@ class MpiGroup:
         """
         duplicate, request = comm.Idup()
         deadline = time.monotonic() + timeout
-        if not _poll(request.Test, deadline):
+        if not poll(request.Test, deadline):
             raise CollectiveTimeoutError(
                 f"not all {comm.Get_size()} ranks called hetcomm.init within {timeout:g} s",
                 rank=comm.Get_rank(),
@@ -149,9 +74,9 @@ class MpiGroup:
         deadline = time.monotonic() + self._timeout
         if self.rank != 0:
             self._send(payload, 0, deadline)
-            return _unpack(self._spread(None, 0, deadline))
+            return unpack(self._spread(None, 0, deadline))
         parts = [payload, *(self._receive(rank, deadline) for rank in range(1, self.nranks))]
-        self._spread(_pack(parts), 0, deadline)
+        self._spread(pack(parts), 0, deadline)
         return parts
 
     def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
@@ -165,59 +90,8 @@ class MpiGroup:
     def subgroup(self, ranks: Sequence[int]) -> JobGroup:
         return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout, self._attendance)
 
-    @property
-    def timeout(self) -> float:
-        """Seconds every exchange may take."""
-        return self._timeout
-
-    def attend(self, progress: Callable[[], object], ended: Callable[[], Collection[int]]) -> None:
-        """What moves the process, and who has died: see `JobGroup.attend`."""
-        self._attendance.progress, self._attendance.ended = progress, ended
-
-    def wait(self, test: Callable[[], bool], what: str) -> None:
-        """Return when `test()` is true: see `Group.wait`.
-
-        Raises:
-            CollectiveTimeoutError, PeerFailureError: See there.
-        """
-        if not self._poll(test, time.monotonic() + self._timeout):
-            raise CollectiveTimeoutError(
-                f"{what}, which takes all ranks, and it did not end within {self._timeout:g} s",
-                rank=self.rank,
-                remedy="See whether all ranks live and have come to it; HETCOMM_TIMEOUT sets the limit.",
-            )
-
-    def _poll(self, test: Callable[[], bool], deadline: float) -> bool:
-        """Whether `test` came true before the deadline; everything else of this process moves meanwhile.
-
-        Raises:
-            PeerFailureError: A rank of this group has died, and what it has sent does not make `test` true.
-        """
-        progress, look_at, known = self._attendance.progress, time.monotonic() + _LOOK_EVERY, frozenset[int]()
-
-        def moving() -> bool:
-            nonlocal look_at, known
-            if test():
-                return True
-            progress()
-            if time.monotonic() < look_at:
-                return False
-            look_at = time.monotonic() + _LOOK_EVERY
-            dead = self._attendance.ended()
-            ended = frozenset(rank for rank, number in enumerate(self._ranks) if number in dead) if dead else known
-            if ended & known and not test():
-                have = "has" if len(ended) == 1 else "have"
-                raise PeerFailureError(
-                    f"rank {numbers(ended)} {have} ended while a communicator was set up",
-                    rank=self.rank,
-                    ranks=ended,
-                    origin=self.rank,
-                    remedy="Look at the output of those ranks for why they ended.",
-                )
-            known = ended
-            return False
-
-        return _poll(moving, deadline)
+    def close(self) -> None:
+        """Nothing: freeing the communicator would take all ranks."""
 
     def _spread(self, payload: bytes | None, root: int, deadline: float) -> bytes:
         """Broadcast down a binomial tree."""
@@ -295,26 +169,36 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
     """The group of all ranks of this job; collective.
 
     Args:
-        config: `bootstrap` says how, None finds out: over MPI if `comm` is given, a launcher of MPI's has started this
-            process or MPI runs in it already, otherwise alone.
+        config: `bootstrap` says how, None finds out: over MPI if `comm` is given; over TCP under `hetcomm run`; over
+            MPI if a launcher of MPI's has started this process or MPI runs in it already; otherwise alone.
         comm: An mpi4py communicator to use in place of `MPI.COMM_WORLD`; see `refusal_of`.
 
     Raises:
         UsageError: The launcher has started several ranks, which have no way to meet; or this process is a forked child
             of one in which MPI runs.
         VendorError: mpi4py is missing, or its MPI is not the launcher's.
+        TransportError: The rendezvous of the job cannot be reached.
         CollectiveTimeoutError: Not all ranks took part in time.
     """
     launcher = Launcher.from_environ()
-    parent = parent_with_mpi() or _rank_above()
-    if parent is not None and uses_mpi(config, comm):
+    over_mpi, over_tcp = uses_mpi(config, comm), uses_tcp(config, comm)
+    parent = _rank_above() or (parent_with_mpi() if over_mpi else None)
+    if parent is not None and (over_mpi or over_tcp):
         raise UsageError(
-            f"this process, {os.getpid()}, is a child of process {parent}, which is a rank of the MPI job that the "
-            "launcher's variables tell of; only that one can be",
-            remedy="Start children before MPI starts; or set HETCOMM_BOOTSTRAP=single for a job of one rank in this "
-            "process.",
+            f"this process, {os.getpid()}, is a child of process {parent}, which is a rank of the "
+            f"{'MPI ' * over_mpi}job that the launcher's variables tell of; only that one can be",
+            remedy=f"{'Start children before MPI starts; or set' if over_mpi else 'Set'} HETCOMM_BOOTSTRAP=single for "
+            "a job of one rank in this process.",
         )
-    if not uses_mpi(config, comm):
+    if over_tcp:
+        if launcher is None or not launcher.address:
+            raise UsageError(
+                "HETCOMM_BOOTSTRAP is 'tcp', but no launcher says where the ranks meet",
+                remedy="Start the ranks with 'hetcomm run', or unset it.",
+            )
+        _mark_children()
+        return TcpGroup.join(launcher, config.timeout)
+    if not over_mpi:
         if launcher is not None and launcher.nranks > 1 and config.bootstrap is None:
             raise _without_mpi(launcher)
         return SoloGroup()
@@ -347,15 +231,20 @@ def bootstrap(config: Config, comm: Any = None) -> JobGroup:
 
 def _mark_children() -> None:
     """Let processes that this rank starts know that they are none: they inherit the launcher's variables too."""
-    namespace = os.environ.get(_NAMESPACE)
+    namespace = _namespace()
     if namespace is not None:
         os.environ[_RANK_ABOVE] = f"{os.getpid()} {namespace}"
+
+
+def _namespace() -> str | None:
+    """What tells the job of the nearest launcher from others."""
+    return next((os.environ[name] for name in _NAMESPACES if os.environ.get(name)), None)
 
 
 def _rank_above() -> int | None:
     """The process that is the rank of whose launcher this one has the variables, if that is another one."""
     pid, _, namespace = os.environ.get(_RANK_ABOVE, "").partition(" ")
-    if not pid.isdecimal() or int(pid) == os.getpid() or namespace != os.environ.get(_NAMESPACE):
+    if not pid.isdecimal() or int(pid) == os.getpid() or namespace != _namespace():
         return None
     return int(pid)
 
@@ -364,12 +253,20 @@ def uses_mpi(config: Config, comm: Any = None) -> bool:
     """Whether `bootstrap` will go over MPI; imports nothing."""
     if comm is not None or config.bootstrap == "mpi":
         return True
-    if config.bootstrap == "single":
+    if config.bootstrap is not None or uses_tcp(config):
         return False
     running = sys.modules.get("mpi4py.MPI")
     joined = running is not None and running.Is_initialized() and running.COMM_WORLD.size > 1
     launcher = Launcher.from_environ()
     return joined or (launcher is not None and launcher.starts_mpi)
+
+
+def uses_tcp(config: Config, comm: Any = None) -> bool:
+    """Whether `bootstrap` will go over TCP."""
+    if comm is not None or config.bootstrap is not None:
+        return comm is None and config.bootstrap == "tcp"
+    launcher = Launcher.from_environ()
+    return launcher is not None and bool(launcher.address)
 
 
 def _without_mpi(launcher: Launcher) -> UsageError:
@@ -379,41 +276,3 @@ def _without_mpi(launcher: Launcher) -> UsageError:
         remedy=launcher.remedy,
         rank=launcher.rank,
     )
-
-
-def _poll(test: Callable[[], bool], deadline: float) -> bool:
-    """Whether `test` came true before the deadline; the processor is given away in between."""
-    begun = time.monotonic()
-    while not test():
-        now = time.monotonic()
-        if now > deadline:
-            return bool(test())
-        if now - begun < _YIELDING:
-            os.sched_yield()
-        else:
-            time.sleep(_SLEEP)
-    return True
-
-
-def _pack(parts: Sequence[bytes]) -> bytes:
-    header = struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts))
-    return header + b"".join(parts)
-
-
-def _unpack(packed: bytes) -> list[bytes]:
-    """What `_pack` joined.
-
-    Raises:
-        TransportError: It did not write that; nothing is believed that the length does not bear out.
-    """
-    (count,) = struct.unpack_from("<I", packed) if len(packed) >= 4 else (0,)
-    at = 4 + 8 * count
-    if at > len(packed):
-        raise TransportError(f"a bootstrap message of {len(packed)} bytes cannot have {count} parts")
-    lengths, parts = struct.unpack_from(f"<{count}Q", packed, 4), []
-    if at + sum(lengths) != len(packed):
-        raise TransportError(f"a bootstrap message of {len(packed)} bytes should have {at + sum(lengths)}")
-    for length in lengths:
-        parts.append(packed[at : at + length])
-        at += length
-    return parts

@@ -79,6 +79,7 @@ class Job:
             self._thread.stop()
         self.pump.detach(self.transport)
         self.transport.close()
+        self.group.close()
 
 
 def open_job(
@@ -105,6 +106,7 @@ def open_job(
         CollectiveTimeoutError: Not all ranks took part in time.
     """
     transport: UcxTransport | None = None
+    group: JobGroup | None = None
     try:
         _prepare_transport(config)  # before MPI starts
     except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it, below
@@ -138,6 +140,8 @@ def open_job(
     except BaseException:
         if transport is not None:
             transport.close()
+        if group is not None:
+            group.close()
         raise
     pump = process_pump()
     pump.attach(transport)

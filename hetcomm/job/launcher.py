@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["Launcher"]
+__all__ = ["Launcher", "variables"]
 
 _SINGLE = "or set HETCOMM_BOOTSTRAP=single to have a job of one rank in each process"
 _TWO_MPIS = (
@@ -20,13 +20,13 @@ _TWO_MPIS = (
 _NO_PMI = (
     f"Start it with the mpirun of that MPI, or have the launcher serve it (srun --mpi=pmix, for example), {_SINGLE}."
 )
-_NOT_MPI = f"Start it with 'mpirun -n NRANKS python ...' in place of torchrun, {_SINGLE}."
+_NOT_MPI = f"Start it with 'hetcomm run' or 'mpirun -n NRANKS python ...' in place of torchrun, {_SINGLE}."
 
 _INTERACTIVE = 0xFFFFFFFA  # the first of the numbers that Slurm gives to steps that are not parallel ones
 
 # (name, variable with the rank, variable with the number of ranks, what to do if MPI sees another number), in the order
 # they are looked for: inside a Slurm allocation, mpirun's variables are the nearer ones. `srun` alone sets a number of
-# tasks of its *step*.
+# tasks of its *step*. Those of `hetcomm run` come before all: it has ranks of the vendor mpi started by mpirun.
 _MPI = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", _TWO_MPIS),
     ("MVAPICH's launcher", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", _TWO_MPIS),
@@ -47,6 +47,8 @@ class Launcher:
         nranks: How many processes the launcher started; 0: it does not say.
         starts_mpi: Whether they are ranks of an MPI job, as far as the launcher goes.
         remedy: What to do where its processes do not find one another.
+        address: Where its processes meet over TCP, as host:port; '' if it serves no such rendezvous.
+        key: What they show there, in hexadecimal digits.
     """
 
     name: str
@@ -54,11 +56,22 @@ class Launcher:
     nranks: int
     starts_mpi: bool = True
     remedy: str = _TWO_MPIS
+    address: str = ""
+    key: str = field(default="", repr=False)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Launcher | None:
         """The launcher of this process; None if it was started without one."""
         env = os.environ if environ is None else environ
+        if env.get("HETCOMM_ADDRESS") and _are_numbers(env, "HETCOMM_RANK", "HETCOMM_NRANKS"):
+            return cls(
+                "hetcomm run",
+                int(env["HETCOMM_RANK"]),
+                int(env["HETCOMM_NRANKS"]),
+                starts_mpi=False,
+                address=env["HETCOMM_ADDRESS"],
+                key=env.get("HETCOMM_KEY", ""),
+            )
         for name, rank, nranks, remedy in _MPI:
             if _are_numbers(env, rank, nranks):
                 return cls(name, int(env[rank]), int(env[nranks]), remedy=remedy)
@@ -70,6 +83,16 @@ class Launcher:
         if "MASTER_ADDR" in env and _are_numbers(env, "RANK", "WORLD_SIZE"):
             return cls("torchrun", int(env["RANK"]), int(env["WORLD_SIZE"]), starts_mpi=False, remedy=_NOT_MPI)
         return None
+
+
+def variables(rank: int, nranks: int, address: str, key: str) -> dict[str, str]:
+    """What `hetcomm run` sets for a rank, as `Launcher.from_environ` reads it."""
+    return {
+        "HETCOMM_RANK": str(rank),
+        "HETCOMM_NRANKS": str(nranks),
+        "HETCOMM_ADDRESS": address,
+        "HETCOMM_KEY": key,
+    }
 
 
 def _are_numbers(env: Mapping[str, str], *names: str) -> bool:

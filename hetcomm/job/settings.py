@@ -17,7 +17,7 @@ from hetcomm.works.refusals import typed
 
 __all__ = ["BOOTSTRAPS", "settings"]
 
-BOOTSTRAPS = ("mpi", "single")
+BOOTSTRAPS = ("mpi", "tcp", "single")
 
 _TEXTS = ("vendor", "cluster", "ucx_home", "topology", "calibration")
 
@@ -59,7 +59,7 @@ def _settings(config: Any, vendor: Any, cluster: Any, timeout: Any) -> Config:
             raise UsageError(f"{name} is {value!r}, of type {type(value).__name__}", remedy="Pass a string.")
     if made.bootstrap not in (None, *BOOTSTRAPS):
         raise UsageError(
-            f"HETCOMM_BOOTSTRAP={made.bootstrap!r} is not known", remedy="Set 'mpi' or 'single', or unset it."
+            f"HETCOMM_BOOTSTRAP={made.bootstrap!r} is not known", remedy="Set 'mpi', 'tcp' or 'single', or unset it."
         )
     return made
 

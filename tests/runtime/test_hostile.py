@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from hetcomm.agreement.control import Frame, Subject
 from hetcomm.errors import HetcommError, TopologyError, TransportError, VendorError
-from hetcomm.job.bootstrap import _pack, _unpack
+from hetcomm.job import frames
 from hetcomm.job.detect import Statement, exchange, parsed
+from hetcomm.job.group import pack, unpack
 from hetcomm.schedule import serial
 from hetcomm.topology import toml
 from hetcomm.topology.model import Topology
@@ -55,15 +56,30 @@ class Group:
 # ---- as the ranks meet
 
 
-@given(st.binary(max_size=64) | mutated(_pack([b"", b"one", b"another"])))
+@given(st.binary(max_size=64) | mutated(pack([b"", b"one", b"another"])))
 @example(b"\xff\xff\xff\xff")
 @example(struct.pack("<IQQ", 2, 1, 2**64 - 1) + b"x")
 def test_payloads_are_taken_apart_or_refused(data: bytes) -> None:
     try:
-        parts = _unpack(data)
+        parts = unpack(data)
     except TransportError:
         return
-    assert _pack(parts) == data
+    assert pack(parts) == data
+
+
+ENDED = {2: frames.Ended("ended by SIGKILL"), 3: frames.Ended("ended (exit status 1)", (2,))}
+
+
+@given(st.binary(max_size=64) | mutated(frames.pack_part([0, 2], 1, b"x")) | mutated(frames.pack_ended(ENDED)))
+@example(b"\xff" * 8)
+@example(b"[" * 100_000)
+@example(b"[[0, 0, [1e999]]]")
+def test_what_a_rendezvous_and_its_ranks_say_is_a_value_or_refused(data: bytes) -> None:
+    for unpacked in (frames.unpack_ranks, frames.unpack_part, frames.unpack_ended, frames.Frames().feed):
+        with suppress(TransportError):
+            unpacked(data)
+    assert frames.unpack_ended(frames.pack_ended(ENDED)) == ENDED
+    assert frames.unpack_part(frames.pack_part([0, 2], 1, b"x")) == ((0, 2), 1, b"x")
 
 
 STATEMENT = Statement("mpi", "left", "host:12345678", b"\1\2\3", "abc")
@@ -184,8 +200,8 @@ def test_a_schedule_is_one_or_refused(data: bytes) -> None:
 # ---- memory
 
 HUGE: dict[str, tuple[Callable[[Any], object], Any]] = {
-    "parts": (_unpack, b"\xff\xff\xff\xff" + bytes(100)),
-    "length of a part": (_unpack, struct.pack("<IQ", 1, 2**40) + bytes(100)),
+    "parts": (unpack, b"\xff\xff\xff\xff" + bytes(100)),
+    "length of a part": (unpack, struct.pack("<IQ", 1, 2**40) + bytes(100)),
     "ranks of a frame": (
         lambda data: Frame.unpack(data, 2**31),
         bytes(Frame(Subject.NOTE, 0, 0, ranks=frozenset({0})).pack()).replace(

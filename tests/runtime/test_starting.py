@@ -12,9 +12,10 @@ import pytest
 
 from hetcomm.errors import TopologyError, UsageError, VendorError
 from hetcomm.execution import tags
-from hetcomm.job.bootstrap import SoloGroup, _pack, _unpack, bootstrap, uses_mpi
+from hetcomm.job.bootstrap import SoloGroup, bootstrap, uses_mpi
 from hetcomm.job.detect import Statement, build_topology, check_hosts, choose_vendor, exchange, restrict
-from hetcomm.job.launcher import Launcher
+from hetcomm.job.group import pack, unpack
+from hetcomm.job.launcher import Launcher, variables
 from hetcomm.job.settings import settings
 from hetcomm.topology.model import Cluster, Topology, Uplink
 from hetcomm.types import Config
@@ -52,6 +53,10 @@ from .threads import Meeting, ThreadGroup
             },
             ("Open MPI's mpirun", 1, 2),
         ),
+        (
+            {**variables(5, 6, "127.0.0.1:7", "ab"), "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+            ("hetcomm run", 5, 6),
+        ),
     ],
     ids=[
         "none",
@@ -69,6 +74,7 @@ from .threads import Meeting, ThreadGroup
         "no torchrun",
         "no number",
         "torchrun's variables under mpirun",
+        "hetcomm run with an mpirun",
     ],
 )
 def test_launchers(environ: dict[str, str], expected: tuple[str, int, int] | None) -> None:
@@ -97,7 +103,7 @@ def test_processes_of_torchrun_are_not_jobs_of_one_rank(size: str, monkeypatch: 
 
 @pytest.mark.parametrize("parts", [[], [b""], [b"a", b"", b"ccc"]])
 def test_packing(parts: list[bytes]) -> None:
-    assert _unpack(_pack(parts)) == parts
+    assert unpack(pack(parts)) == parts
 
 
 def test_settings() -> None:
@@ -129,7 +135,7 @@ class Raising:
         ({"config": Config(inline_bytes=-1)}, {}, "Config.inline_bytes is -1"),
         ({"config": Config(inline_bytes=1.5)}, {}, "'Config.inline_bytes' is 1.5"),  # type: ignore[arg-type]
         ({"config": Config(inline_bytes=Raising())}, {}, "RecursionError: deep"),  # type: ignore[arg-type]
-        ({"config": Config(bootstrap="tcp")}, {}, "HETCOMM_BOOTSTRAP='tcp'"),
+        ({"config": Config(bootstrap="smoke")}, {}, "HETCOMM_BOOTSTRAP='smoke'"),
         ({"config": Config(topology=3)}, {}, "topology is 3"),  # type: ignore[arg-type]
         ({"vendor": 3}, {}, "vendor is 3"),
         ({"cluster": Path("left")}, {}, "cluster is"),

@@ -83,6 +83,9 @@ class ThreadGroup:
     def barrier(self) -> None:
         self.all_gather(b"")
 
+    def close(self) -> None:
+        return None
+
     def subgroup(self, ranks: Sequence[int]) -> ThreadGroup:
         return ThreadGroup(self._meeting, tuple(self._ranks[rank] for rank in ranks), self._me, self._rounds)
 

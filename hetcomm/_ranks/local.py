@@ -1,0 +1,401 @@
+"""A job of ranks on this machine, as `hetcomm run` starts it: one loop that serves the ranks until the last has ended.
+
+It reads what they write, serves the rendezvous at which they meet, sees each of them end and tells the others, and
+hands signals on. A rank that fails does not end the others.
+
+Ranks are children of this process, except those of the vendor `mpi`: MPI wants to be started by its own launcher, so
+for these there is one mpirun, which starts a starter in the place of each (`hetcomm._ranks.starter`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from types import FrameType
+
+from hetcomm._ranks import starter
+from hetcomm._ranks.launch import mpi_command
+from hetcomm._ranks.output import Report, how
+from hetcomm._ranks.processes import Start, processes, signal_group, status_of
+from hetcomm.errors import UsageError
+from hetcomm.job.launcher import variables
+from hetcomm.job.rendezvous import Rendezvous
+
+__all__ = ["GRACE", "TIMED_OUT", "Segment", "run_job"]
+
+GRACE = 5.0
+"""Seconds that ranks get to end after a signal."""
+TIMED_OUT = 124
+"""The exit status where a job did not end in time: that of timeout(1)."""
+
+_LOOK = 0.1  # seconds between two looks at clocks
+_MPIRUN_ENDS = 2.0  # seconds that mpirun gets to end when its ranks have
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Ranks that are started alike.
+
+    Attributes:
+        nranks: How many.
+        command: Program and arguments.
+        env: What is added to the environment.
+    """
+
+    nranks: int
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Rank:
+    number: int
+    command: Sequence[str]
+    env: dict[str, str]
+    stdout: int = -1  # the ends of its pipes that are read here; -1: closed
+    stderr: int = -1
+    writing: tuple[int, int] | None = None  # the other ends, until it is started
+    process: subprocess.Popen[bytes] | None = None
+    pid: int | None = None
+    pidfd: int | None = None
+    returncode: int | None = None
+
+
+def run_job(
+    segments: Sequence[Segment],
+    *,
+    stdout: Callable[[bytes], None],
+    stderr: Callable[[bytes], None],
+    timeout: float | None = None,
+    prefix: bool = True,
+    grace: float = GRACE,
+) -> int:
+    """Start the ranks of all segments on this machine and wait until all have ended; no process is left.
+
+    SIGINT, SIGTERM and SIGHUP go to the ranks' process groups, once; what is left after `grace` seconds, or at a second
+    signal, is killed. To be called in the only thread of a process.
+
+    Args:
+        segments: Their ranks are numbered through, in this order.
+        stdout, stderr: Take whole lines.
+        timeout: Seconds after which the ranks get SIGTERM, and after `grace` SIGKILL.
+        prefix: Whether lines begin with their rank.
+        grace: Seconds.
+
+    Returns:
+        0 if all ranks ended with 0, else the exit status of the first that failed, 128 + signal for one that was
+        killed; `TIMED_OUT` after `timeout`.
+
+    Raises:
+        UsageError: A program cannot be started, or there is no mpirun for ranks of the vendor `mpi`.
+    """
+    with contextlib.ExitStack() as stack:
+        job = _Job(segments, Report(sum(each.nranks for each in segments), stdout, stderr, prefix), stderr, grace)
+        stack.callback(job.close)
+        stack.enter_context(job.signals())
+        job.start(stack)
+        return job.wait(timeout)
+
+
+class _Job:
+    def __init__(
+        self, segments: Sequence[Segment], report: Report, stderr: Callable[[bytes], None], grace: float
+    ) -> None:
+        self._report = report
+        self._stderr = stderr
+        self._grace = grace
+        self._selector = selectors.DefaultSelector()
+        nranks = sum(segment.nranks for segment in segments)
+        key = token_hex(32)
+        self._rendezvous = Rendezvous(nranks, bytes.fromhex(key), self._selector)
+        self._ranks: list[_Rank] = []
+        for segment in segments:
+            for _ in range(segment.nranks):
+                number = len(self._ranks)
+                env = {**segment.env, **variables(number, nranks, self._rendezvous.address, key)}
+                self._ranks.append(_Rank(number, segment.command, env))
+        self._mpirun: subprocess.Popen[bytes] | None = None
+        self._mpirun_says = -1  # what it writes is read here
+        self._starters: dict[int, socket.socket] = {}
+        self._signals = 0
+        self._kill_at: float | None = None
+        self._closing = contextlib.ExitStack()
+
+    # ---- the beginning
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start all ranks; on leaving `stack` none is left."""
+        base = {name: value for name, value in os.environ.items() if name != "_HETCOMM_RANK"}
+        for rank in self._ranks:
+            (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
+            rank.writing = (out, err)
+        over_mpi = [rank for rank in self._ranks if {**base, **rank.env}.get("HETCOMM_VENDOR") == "mpi"]
+        direct = [rank for rank in self._ranks if rank not in over_mpi]
+        starts = [Start(rank.command, {**base, **rank.env}, *(rank.writing or (-1, -1))) for rank in direct]
+        if over_mpi:
+            starts.append(self._start_of_mpirun(over_mpi, base))
+        try:
+            started = stack.enter_context(processes(starts, self._grace, die_with_parent=True))
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or 'a program'} cannot be started: {error.strerror}",
+                remedy="Name a program that is on PATH, or its file.",
+            ) from error
+        for rank, process in zip(direct, started, strict=False):
+            rank.process = process
+            self._begun(rank, process.pid)
+        if over_mpi:
+            self._mpirun = started[-1]
+            self._watch_mpirun(started[-1])
+
+    def _begun(self, rank: _Rank, pid: int) -> None:
+        rank.pid = pid
+        for end in rank.writing or ():
+            os.close(end)
+        rank.writing = None
+        for name in ("stdout", "stderr"):
+            self._selector.register(getattr(rank, name), selectors.EVENT_READ, self._reader(rank, name))
+        if rank.process is not None:  # the others' starters tell when they have ended
+            rank.pidfd = os.pidfd_open(pid)
+            self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._reap(rank))
+
+    def _start_of_mpirun(self, ranks: Sequence[_Rank], base: Mapping[str, str]) -> Start:
+        directory = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="hetcomm-"))
+        path = os.path.join(directory, "starters")
+        listener = self._closing.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(len(ranks))
+        self._selector.register(listener, selectors.EVENT_READ, lambda: self._welcome(listener))
+        argv = [sys.executable, "-I", "-S", str(Path(starter.__file__)), path]
+        command = mpi_command([({}, [*argv, str(rank.number)]) for rank in ranks], recovery=True)
+        reading, writing = _pipe()
+        self._closing.callback(os.close, writing)
+        self._selector.register(reading, selectors.EVENT_READ, self._hear_mpirun)
+        self._closing.callback(os.close, reading)
+        self._mpirun_says = reading
+        return Start(command, base, writing, writing)
+
+    def _welcome(self, listener: socket.socket) -> None:
+        """A starter has come: tell it what to start."""
+        channel, _ = listener.accept()
+        said = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
+        if len(said) < _LENGTH.size:  # it was killed
+            channel.close()
+            return
+        rank = self._ranks[_LENGTH.unpack(said)[0]]
+        asked = json.dumps({"command": list(rank.command), "environ": rank.env}).encode()
+        assert rank.writing is not None  # each starter comes once
+        socket.send_fds(channel, [_LENGTH.pack(len(asked))], list(rank.writing))
+        channel.sendall(asked)
+        self._starters[rank.number] = channel
+        self._selector.register(channel, selectors.EVENT_READ, lambda: self._hear(rank, channel))
+
+    def _hear(self, rank: _Rank, channel: socket.socket) -> None:
+        """What a starter says: the process that it has started, and how that has ended."""
+        try:
+            data = channel.recv(1 << 12)
+        except ConnectionError:
+            data = b""
+        for line in data.splitlines():
+            said = json.loads(line)
+            if "pid" in said:
+                self._begun(rank, said["pid"])
+            else:
+                self._ended(rank, said["returncode"])
+        if not data:
+            self._selector.unregister(channel)
+            self._ended(rank, -signal.SIGKILL)
+
+    def _watch_mpirun(self, process: subprocess.Popen[bytes]) -> None:
+        pidfd = os.pidfd_open(process.pid)
+        self._closing.callback(os.close, pidfd)
+
+        def ended() -> None:
+            self._selector.unregister(pidfd)
+            process.wait()
+            self._hear_mpirun()
+            for rank in self._ranks:
+                if rank.process is None and rank.number not in self._starters:
+                    self._ended(rank, process.returncode or 1)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, ended)
+
+    def _hear_mpirun(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            text = os.read(self._mpirun_says, 1 << 18)
+            for line in text.splitlines():
+                self._stderr(b"[mpirun] " + line + b"\n")
+
+    # ---- what ranks do
+
+    def _reader(self, rank: _Rank, name: str) -> Callable[[], None]:
+        return lambda: self._read(rank, name, whole=False)
+
+    def _read(self, rank: _Rank, name: str, whole: bool) -> None:
+        """Hand on what a rank has written; with `whole` everything that is there."""
+        end = getattr(rank, name)
+        take = self._report.out if name == "stdout" else self._report.err
+        while end >= 0:
+            try:
+                data = os.read(end, 1 << 16)
+            except BlockingIOError:
+                return
+            if data:
+                take(rank.number, data)
+            else:
+                self._close_pipe(rank, name)
+                return
+            if not whole:
+                return
+
+    def _close_pipe(self, rank: _Rank, name: str) -> None:
+        end = getattr(rank, name)
+        setattr(rank, name, -1)
+        if end >= 0:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(end)
+            os.close(end)
+
+    def _reap(self, rank: _Rank) -> None:
+        """A child has ended: its group goes with it, before its number can be another's."""
+        assert rank.process is not None
+        assert rank.pidfd is not None
+        self._selector.unregister(rank.pidfd)
+        signal_group(rank.process.pid, signal.SIGKILL)
+        self._ended(rank, rank.process.wait())
+
+    def _ended(self, rank: _Rank, returncode: int) -> None:
+        if rank.returncode is not None:
+            return
+        rank.returncode = returncode
+        self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0)
+        for name in ("stdout", "stderr"):
+            self._read(rank, name, whole=True)
+        self._report.ended(rank.number, returncode)
+
+    # ---- the end
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Inside, signals are noticed by the loop and end nothing by themselves."""
+        reading, writing = socket.socketpair()
+        for end in (reading, writing):
+            end.setblocking(False)
+            self._closing.enter_context(end)
+        self._selector.register(reading, selectors.EVENT_READ, lambda: self._signalled(reading))
+        before = {number: signal.signal(number, _noticed) for number in _FORWARDED}
+        old = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, reading: socket.socket) -> None:
+        for number in reading.recv(64):
+            if number in _FORWARDED:
+                self.stop(number)
+
+    def stop(self, number: int) -> None:
+        """Hand a signal on to all ranks, or kill them, if one has been handed on."""
+        self._signals += 1
+        if self._signals == 1:
+            self._kill_at = time.monotonic() + self._grace
+            self._signal(number)
+        else:
+            self._kill_at = None
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        for rank in self._ranks:
+            if rank.returncode is None and rank.pid is not None:
+                signal_group(rank.pid, number)
+        missing = any(rank.pid is None and rank.returncode is None for rank in self._ranks)
+        if missing and self._mpirun is not None and self._mpirun.poll() is None:  # it has not started them yet
+            signal_group(self._mpirun.pid, number)
+
+    @property
+    def _over(self) -> bool:
+        return all(rank.returncode is not None for rank in self._ranks)
+
+    def wait(self, timeout: float | None) -> int:
+        """Serve the ranks until all have ended; the exit status."""
+        end = None if timeout is None else time.monotonic() + timeout
+        late = False
+        while not self._over:
+            self._serve()
+            now = time.monotonic()
+            if end is not None and now > end:
+                late, end = True, None
+                self._stderr(b"hetcomm run: the job has not ended within %g s\n" % (timeout or 0))
+                self.stop(signal.SIGTERM)
+            if self._kill_at is not None and now > self._kill_at:
+                self._kill_at = None
+                self._signal(signal.SIGKILL)
+        self._report.finish()
+        self._dismiss()
+        failure = self._report.failure
+        return TIMED_OUT if late else 0 if failure is None else status_of(failure[1])
+
+    def _serve(self) -> None:
+        for key, _ in self._selector.select(_LOOK):
+            if key.fileobj in self._selector.get_map():  # what came before it may have closed it
+                key.data()
+        self._rendezvous.look()
+        self._report.look()
+
+    def _dismiss(self) -> None:
+        """Let the starters go, and mpirun with them."""
+        for channel in self._starters.values():
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(channel)
+            channel.close()
+        self._starters.clear()
+        end = time.monotonic() + _MPIRUN_ENDS
+        while self._mpirun is not None and self._mpirun.poll() is None and time.monotonic() < end:
+            self._serve()
+
+    def close(self) -> None:
+        """Close every descriptor; no process is left."""
+        for channel in self._starters.values():
+            channel.close()
+        for rank in self._ranks:
+            for name in ("stdout", "stderr"):
+                self._close_pipe(rank, name)
+            for end in rank.writing or ():
+                os.close(end)
+            if rank.pidfd is not None:
+                os.close(rank.pidfd)
+        self._rendezvous.close()
+        self._closing.close()
+        self._selector.close()
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose reading end does not block."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with contextlib.suppress(OSError):  # more than a user may have
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 18)
+    return reading, writing
+
+
+def _noticed(number: int, frame: FrameType | None) -> None:
+    """The loop is woken by the signal's number."""
