@@ -26,7 +26,7 @@ from hetcomm._ranks.mpirun import Asked, Mpirun
 from hetcomm._ranks.output import Report, how
 from hetcomm._ranks.processes import Start, processes, signal_group, status_of
 from hetcomm.errors import UsageError
-from hetcomm.job.launcher import variables
+from hetcomm.job.launcher import outside, variables
 from hetcomm.job.rendezvous import Rendezvous
 
 __all__ = ["GRACE", "TIMED_OUT", "Segment", "run_job"]
@@ -139,7 +139,7 @@ class _Job:
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Start all ranks; on leaving `stack` none is left."""
-        base = {name: value for name, value in os.environ.items() if name != "_HETCOMM_RANK"}
+        base = outside(os.environ)
         for rank in self._ranks:
             (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
             rank.pipes = (out, err)
