@@ -17,7 +17,7 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner
 
-from hetcomm._ranks import local
+from hetcomm._ranks import mpirun
 from hetcomm._ranks.launch import find_launcher
 from hetcomm.cli import main
 
@@ -201,7 +201,7 @@ def test_a_job_that_does_not_end_in_time_is_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mpirun", "args", "status", "said"),
+    ("command", "args", "status", "said"),
     [
         (["sleep", "99"], ["--timeout", "0.5"], 124, ["hetcomm run: the job has not ended within 0.5 s"]),
         (["sh", "-c", "echo no slots >&2; exit 3"], [], 3, ["[mpirun] no slots"]),
@@ -209,9 +209,9 @@ def test_a_job_that_does_not_end_in_time_is_ended() -> None:
     ids=["hangs", "fails"],
 )
 def test_an_mpirun_that_starts_nothing(
-    mpirun: list[str], args: list[str], status: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+    command: list[str], args: list[str], status: int, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "mpi_command", lambda *_, **__: mpirun)
+    monkeypatch.setattr(mpirun, "mpi_command", lambda *_, **__: command)
     done = run(*args, "-n", "2", "--vendor", "mpi", "--", "true", ":", "--", "true")
     assert done.status == status
     how = "killed by SIGTERM" if status == 124 else "exit status 3"

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from hetcomm.errors import PeerFailureError, UsageError
+from hetcomm.job.launcher import Launcher, variables
 from hetcomm.testing import RanksFailed, run_ranks, this_rank
 
 LAUNCHERS = ["spawn", "mpirun"]
@@ -64,6 +65,18 @@ def test_results_come_in_rank_order(launcher: str) -> None:
         (1, 3, gathered, b"last", "xred"),
         (2, 3, gathered, b"last", "xblue"),
     ]
+
+
+def launched() -> str | None:
+    found = Launcher.from_environ()
+    return None if found is None else found.name
+
+
+def test_a_job_that_a_rank_starts_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables(1, 2, "127.0.0.1:9", "ab").items():
+        monkeypatch.setenv(name, value)
+    assert launched() == "hetcomm run"
+    assert run_ranks(1, launched, launcher="spawn") == [None]
 
 
 def test_mpi_numbers_the_ranks_the_same_way() -> None:

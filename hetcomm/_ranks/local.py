@@ -3,36 +3,30 @@
 It reads what they write, serves the rendezvous at which they meet, sees each of them end and tells the others, and
 hands signals on. A rank that fails does not end the others.
 
-Ranks are children of this process, except those of the vendor `mpi`: MPI wants to be started by its own launcher, so
-for these there is one mpirun, which starts a starter in the place of each (`hetcomm._ranks.starter`).
+Ranks are children of this process, except those of the vendor `mpi`, for which there is one mpirun
+(`hetcomm._ranks.mpirun`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import selectors
 import signal
 import socket
-import struct
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from secrets import token_hex
 from types import FrameType
 
-from hetcomm._ranks import starter
-from hetcomm._ranks.launch import mpi_command
+from hetcomm._ranks.mpirun import Asked, Mpirun
 from hetcomm._ranks.output import Report, how
 from hetcomm._ranks.processes import Start, processes, signal_group, status_of
 from hetcomm.errors import UsageError
-from hetcomm.job.launcher import variables
+from hetcomm.job.launcher import outside, variables
 from hetcomm.job.rendezvous import Rendezvous
 
 __all__ = ["GRACE", "TIMED_OUT", "Segment", "run_job"]
@@ -45,7 +39,6 @@ TIMED_OUT = 124
 _LOOK = 0.1  # seconds between two looks at clocks
 _MPIRUN_ENDS = 2.0  # seconds that mpirun gets to end when its ranks have
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +63,18 @@ class _Rank:
     env: dict[str, str]
     stdout: int = -1  # the ends of its pipes that are read here; -1: closed
     stderr: int = -1
-    writing: tuple[int, int] | None = None  # the other ends, until it is started
+    pipes: tuple[int, int] = (-1, -1)  # the other ends, until it is started
     process: subprocess.Popen[bytes] | None = None
     pid: int | None = None
     pidfd: int | None = None
     returncode: int | None = None
+
+    def close_writing(self) -> None:
+        """Have it alone hold the ends that it writes to."""
+        for end in self.pipes:
+            if end >= 0:
+                os.close(end)
+        self.pipes = (-1, -1)
 
 
 def run_job(
@@ -130,9 +130,7 @@ class _Job:
                 number = len(self._ranks)
                 env = {**segment.env, **variables(number, nranks, self._rendezvous.address, key)}
                 self._ranks.append(_Rank(number, segment.command, env))
-        self._mpirun: subprocess.Popen[bytes] | None = None
-        self._mpirun_says = -1  # what it writes is read here
-        self._starters: dict[int, socket.socket] = {}
+        self._mpirun: Mpirun | None = None
         self._signals = 0
         self._kill_at: float | None = None
         self._closing = contextlib.ExitStack()
@@ -141,15 +139,17 @@ class _Job:
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Start all ranks; on leaving `stack` none is left."""
-        base = {name: value for name, value in os.environ.items() if name != "_HETCOMM_RANK"}
+        base = outside(os.environ)
         for rank in self._ranks:
             (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
-            rank.writing = (out, err)
+            rank.pipes = (out, err)
         over_mpi = [rank for rank in self._ranks if {**base, **rank.env}.get("HETCOMM_VENDOR") == "mpi"]
         direct = [rank for rank in self._ranks if rank not in over_mpi]
-        starts = [Start(rank.command, {**base, **rank.env}, *(rank.writing or (-1, -1))) for rank in direct]
+        starts = [Start(rank.command, {**base, **rank.env}, *rank.pipes) for rank in direct]
         if over_mpi:
-            starts.append(self._start_of_mpirun(over_mpi, base))
+            asked = {rank.number: Asked(rank.command, rank.env, rank.pipes) for rank in over_mpi}
+            self._mpirun = Mpirun(asked, self._selector, self._begun, self._ended, self._stderr)
+            starts.append(self._mpirun.start(base))
         try:
             started = stack.enter_context(processes(starts, self._grace, die_with_parent=True))
         except OSError as error:
@@ -159,88 +159,19 @@ class _Job:
             ) from error
         for rank, process in zip(direct, started, strict=False):
             rank.process = process
-            self._begun(rank, process.pid)
-        if over_mpi:
-            self._mpirun = started[-1]
-            self._watch_mpirun(started[-1])
+            self._begun(rank.number, process.pid)
+        if self._mpirun is not None:
+            self._mpirun.watch(started[-1])
 
-    def _begun(self, rank: _Rank, pid: int) -> None:
+    def _begun(self, number: int, pid: int) -> None:
+        rank = self._ranks[number]
         rank.pid = pid
-        for end in rank.writing or ():
-            os.close(end)
-        rank.writing = None
+        rank.close_writing()
         for name in ("stdout", "stderr"):
             self._selector.register(getattr(rank, name), selectors.EVENT_READ, self._reader(rank, name))
         if rank.process is not None:  # the others' starters tell when they have ended
             rank.pidfd = os.pidfd_open(pid)
             self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._reap(rank))
-
-    def _start_of_mpirun(self, ranks: Sequence[_Rank], base: Mapping[str, str]) -> Start:
-        directory = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="hetcomm-"))
-        path = os.path.join(directory, "starters")
-        listener = self._closing.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(path)
-        listener.listen(len(ranks))
-        self._selector.register(listener, selectors.EVENT_READ, lambda: self._welcome(listener))
-        argv = [sys.executable, "-I", "-S", str(Path(starter.__file__)), path]
-        command = mpi_command([({}, [*argv, str(rank.number)]) for rank in ranks], recovery=True)
-        reading, writing = _pipe()
-        self._closing.callback(os.close, writing)
-        self._selector.register(reading, selectors.EVENT_READ, self._hear_mpirun)
-        self._closing.callback(os.close, reading)
-        self._mpirun_says = reading
-        return Start(command, base, writing, writing)
-
-    def _welcome(self, listener: socket.socket) -> None:
-        """A starter has come: tell it what to start."""
-        channel, _ = listener.accept()
-        said = channel.recv(_LENGTH.size, socket.MSG_WAITALL)
-        if len(said) < _LENGTH.size:  # it was killed
-            channel.close()
-            return
-        rank = self._ranks[_LENGTH.unpack(said)[0]]
-        asked = json.dumps({"command": list(rank.command), "environ": rank.env}).encode()
-        assert rank.writing is not None  # each starter comes once
-        socket.send_fds(channel, [_LENGTH.pack(len(asked))], list(rank.writing))
-        channel.sendall(asked)
-        self._starters[rank.number] = channel
-        self._selector.register(channel, selectors.EVENT_READ, lambda: self._hear(rank, channel))
-
-    def _hear(self, rank: _Rank, channel: socket.socket) -> None:
-        """What a starter says: the process that it has started, and how that has ended."""
-        try:
-            data = channel.recv(1 << 12)
-        except ConnectionError:
-            data = b""
-        for line in data.splitlines():
-            said = json.loads(line)
-            if "pid" in said:
-                self._begun(rank, said["pid"])
-            else:
-                self._ended(rank, said["returncode"])
-        if not data:
-            self._selector.unregister(channel)
-            self._ended(rank, -signal.SIGKILL)
-
-    def _watch_mpirun(self, process: subprocess.Popen[bytes]) -> None:
-        pidfd = os.pidfd_open(process.pid)
-        self._closing.callback(os.close, pidfd)
-
-        def ended() -> None:
-            self._selector.unregister(pidfd)
-            process.wait()
-            self._hear_mpirun()
-            for rank in self._ranks:
-                if rank.process is None and rank.number not in self._starters:
-                    self._ended(rank, process.returncode or 1)
-
-        self._selector.register(pidfd, selectors.EVENT_READ, ended)
-
-    def _hear_mpirun(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            text = os.read(self._mpirun_says, 1 << 18)
-            for line in text.splitlines():
-                self._stderr(b"[mpirun] " + line + b"\n")
 
     # ---- what ranks do
 
@@ -278,9 +209,10 @@ class _Job:
         assert rank.pidfd is not None
         self._selector.unregister(rank.pidfd)
         signal_group(rank.process.pid, signal.SIGKILL)
-        self._ended(rank, rank.process.wait())
+        self._ended(rank.number, rank.process.wait())
 
-    def _ended(self, rank: _Rank, returncode: int) -> None:
+    def _ended(self, number: int, returncode: int) -> None:
+        rank = self._ranks[number]
         if rank.returncode is not None:
             return
         rank.returncode = returncode
@@ -327,9 +259,8 @@ class _Job:
         for rank in self._ranks:
             if rank.returncode is None and rank.pid is not None:
                 signal_group(rank.pid, number)
-        missing = any(rank.pid is None and rank.returncode is None for rank in self._ranks)
-        if missing and self._mpirun is not None and self._mpirun.poll() is None:  # it has not started them yet
-            signal_group(self._mpirun.pid, number)
+        if self._mpirun is not None:
+            self._mpirun.signal(number)
 
     @property
     def _over(self) -> bool:
@@ -362,25 +293,22 @@ class _Job:
         self._report.look()
 
     def _dismiss(self) -> None:
-        """Let the starters go, and mpirun with them."""
-        for channel in self._starters.values():
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(channel)
-            channel.close()
-        self._starters.clear()
+        """Let mpirun end."""
+        if self._mpirun is None:
+            return
+        self._mpirun.dismiss()
         end = time.monotonic() + _MPIRUN_ENDS
-        while self._mpirun is not None and self._mpirun.poll() is None and time.monotonic() < end:
+        while self._mpirun.running and time.monotonic() < end:
             self._serve()
 
     def close(self) -> None:
         """Close every descriptor; no process is left."""
-        for channel in self._starters.values():
-            channel.close()
+        if self._mpirun is not None:
+            self._mpirun.close()
         for rank in self._ranks:
             for name in ("stdout", "stderr"):
                 self._close_pipe(rank, name)
-            for end in rank.writing or ():
-                os.close(end)
+            rank.close_writing()
             if rank.pidfd is not None:
                 os.close(rank.pidfd)
         self._rendezvous.close()

@@ -20,6 +20,7 @@ from hetcomm._ranks.child import Call, receive, send
 from hetcomm._ranks.launch import mpi_command
 from hetcomm._ranks.processes import Start, processes
 from hetcomm.errors import UsageError
+from hetcomm.job.launcher import outside
 
 __all__ = ["RanksFailed", "run_ranks"]
 
@@ -202,7 +203,7 @@ def run_ranks(
         output = stack.enter_context(open(os.path.join(directory, "output"), "w+b"))
         argv = [[sys.executable, "-c", _CHILD, path, str(rank)] for rank in range(nranks)]
         # The children must find hetcomm however the parent found it.
-        base = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        base = {**outside(os.environ), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if launcher == "mpirun":
             commands = [mpi_command(list(zip(environs, argv, strict=True)), mpirun_args, recovery)]
             bases: list[Mapping[str, str]] = [base]

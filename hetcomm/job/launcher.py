@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Launcher", "variables"]
+__all__ = ["Launcher", "outside", "variables"]
 
 _SINGLE = "or set HETCOMM_BOOTSTRAP=single to have a job of one rank in each process"
 _TWO_MPIS = (
@@ -93,6 +93,12 @@ def variables(rank: int, nranks: int, address: str, key: str) -> dict[str, str]:
         "HETCOMM_ADDRESS": address,
         "HETCOMM_KEY": key,
     }
+
+
+def outside(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for processes that are ranks of another job, or of none: without what `variables` sets."""
+    own = {*variables(0, 1, "", ""), "_HETCOMM_RANK"}
+    return {name: value for name, value in environ.items() if name not in own}
 
 
 def _are_numbers(env: Mapping[str, str], *names: str) -> bool:
