@@ -193,9 +193,9 @@ class Mailbox:
             if not self.incoming.test():
                 return None
             data = bytes(self._data[: self.incoming.nbytes])
-        except TransportError as error:  # it is longer than any frame; those behind it can be read all the same
+        except TransportError:  # those behind it can be read all the same
             self._post_next()
-            unreadable(error.message)
+            unreadable(f"it is longer than {_SIZE} bytes")
         self._post_next()
         return Frame.unpack(data, self.nranks)
 

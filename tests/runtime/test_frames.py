@@ -7,13 +7,19 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hetcomm._ext import ucp
 from hetcomm.agreement.agreement import Agreement, Intent, Ticket
 from hetcomm.agreement.control import Frame, Leaving, Subject
-from hetcomm.errors import HetcommError, UsageError
+from hetcomm.calls.buffers import memory
+from hetcomm.communicator import Communicator
+from hetcomm.errors import HetcommError, TransportError, UsageError
+
+from .threads import clusters, run_threads
 
 NRANKS = 3
 PLANS = [Intent.of(text) for text in ("this", "that")]
@@ -123,3 +129,49 @@ def test_leaving_for_a_reason_of_another_version_is_leaving() -> None:
     agreement.poll()
     assert ticket.error is not None
     assert ticket.error.peer == 0
+
+
+UNREADABLE = {
+    "short": b"abc",
+    "long": bytes(5000),
+    "no subject": b"\xff" * 1024,
+    "no text": bytes(Frame(Subject.NOTE, 1, 0, text="hello").pack()).replace(b"hello", b"\xff" * 5),
+    "no call": bytes(Frame(Subject.NOTE, 1, FAR, 2).pack()).replace(FAR.to_bytes(8, "little"), b"\xff" * 8),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_ends_one_communicator_with_a_typed_error(kind: str) -> None:
+    def job(whole: Communicator) -> tuple[HetcommError | None, list[float]]:
+        part = whole.split(0, whole.rank)
+        assert part is not None
+        add(part)
+        if whole.rank == 1:
+            mailbox, transport = part._parts.mailbox, part._parts.job.transport
+            data = bytearray(UNREADABLE[kind])
+            address = memory(data, argument="frame", rank=1, writable=True).address
+            request = transport.send(address, len(data), mailbox._peers[0], mailbox._tag)
+            while not request.test():
+                transport.progress()
+        sums = [add(whole)]
+        error = None
+        try:
+            add(part)
+        except HetcommError as caught:
+            error = caught
+        sums.append(add(whole))
+        return error, sums
+
+    for rank, (error, sums) in enumerate(run_threads(clusters(2, 1), job)):
+        assert sums == [NRANKS, NRANKS]
+        if rank == 0:
+            assert type(error) is TransportError
+            assert "a control message cannot be read" in str(error)
+        else:
+            assert isinstance(error, TransportError)
+
+
+def add(comm: Communicator) -> float:
+    array = np.ones(5)
+    comm.all_reduce(array)
+    return float(array.mean())
