@@ -75,7 +75,7 @@ def test_more_communicators_than_there_are_contexts_one_after_another() -> None:
 )
 def test_communicators_that_are_closed_cost_nothing(vendors: str) -> None:
     names = vendors.split()
-    for used, memory, files, kept in run_ranks(len(names), growth, 40, vendors=names, env=ENV, timeout=100):
+    for used, memory, files, kept in run_ranks(len(names), growth, 20, vendors=names, env=ENV, timeout=100):
         assert (used, files, kept) == (1, 0, 0)
         assert memory < FLAT
 
