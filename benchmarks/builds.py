@@ -4,8 +4,8 @@
     python benchmarks/builds.py ../before --json builds.json
 
 Jobs of either build are started by turns, since two cannot be in one process; the ratio of a size is that of the
-medians over the starts of the medians over the blocks of calls, on the slowest rank. A virtual machine moves between threads of
-one core and of two within minutes, so few starts tell little: the spread over the starts is noted, too.
+medians over the starts of the medians over the blocks of calls, on the slowest rank. A virtual machine moves between
+threads of one core and of two within minutes, so few starts tell little: the spread over the starts is noted, too.
 
 The exit status is 1 if the geometric mean of the ratios, old time over new, is below 0.97, or one of them below 0.9.
 """
