@@ -11,7 +11,7 @@ ENV = {"HETCOMM_TIMEOUT": "40"}
 JOBS = {"1+1": ("mpi", "ucx"), "2+2": ("mpi", "mpi", "ucx", "ucx"), "3": ("ucx",) * 3, "2 of mpi": ("mpi", "mpi")}
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ["1+1", "2+2", "3", pytest.param("2 of mpi", marks=pytest.mark.slow)])
 def test_every_collective_again_and_again(name: str) -> None:
     vendors = JOBS[name]
     for wrong, calls in run_ranks(len(vendors), jobs.matrix, vendors=vendors, env=ENV, timeout=120):

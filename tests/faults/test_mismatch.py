@@ -18,8 +18,6 @@ from .programs import BLOCK, job_of
 PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "300"))
 BLOCKS = [range(first, min(first + BLOCK, PROGRAMS)) for first in range(0, PROGRAMS, BLOCK)]
 
-SECONDS = 2.0
-"""What a wait in a program with a changed call may take: much of the time of these tests goes into such waits."""
 NOT_NAMED = {"left", "other", "unnamed"}
 """Every rank got a typed error in time, but one that does not name both calls. Hardly any is left; which kinds there
 are, and how soon ranks are told, is what `campaign` prints."""
@@ -30,7 +28,7 @@ def test_ranks_that_disagree_are_told_and_others_never(seeds: range) -> None:
     job = job_of(seeds.start)
     for name in dict.fromkeys(job.vendors):
         require(name)
-    verdicts = run_job(job, seeds, seeds, seconds=SECONDS)
+    verdicts = run_job(job, seeds, seeds)
     right = [verdict for verdict in verdicts if verdict.program.mutation is None]
     changed = [verdict for verdict in verdicts if verdict.program.mutation is not None]
     assert len(right) == len(changed) == len(seeds)
