@@ -42,8 +42,8 @@ from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportEr
 numpy.import_array()
 
 __all__ = [
-    "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Request", "Worker", "guard",
-    "refused", "resolve", "share", "unguard",
+    "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Request", "Worker", "configured",
+    "guard", "refused", "resolve", "share", "unguard",
 ]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.execution.tags leaves to transports
