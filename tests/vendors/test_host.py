@@ -305,7 +305,7 @@ def test_an_abort_lets_go_of_memory_when_the_library_does(how: str) -> None:
         operation.test()
     del array, operation
     assert owner() is not None, "the library still has it"
-    assert comm.drain(0.01) is (how != "neither")
+    assert comm.drain(0.01 if how == "neither" else 5.0) is (how != "neither")
     assert library.ended == "interrupted"
     comm.close()
     del comm
