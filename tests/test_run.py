@@ -46,7 +46,8 @@ class Done:
 
 def environment(mark: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, sys.path))
-    return {"PYTHONPATH": path, "HETCOMM_TIMEOUT": "30", "NO_COLOR": "1", MARK: mark}
+    quiet = {"UCX_LOG_LEVEL": "fatal"}  # it logs to standard output that others have ended
+    return {"PYTHONPATH": path, "HETCOMM_TIMEOUT": "30", "NO_COLOR": "1", MARK: mark, **quiet}
 
 
 def living(mark: str) -> list[str]:

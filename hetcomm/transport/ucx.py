@@ -86,7 +86,6 @@ class UcxTransport(ucp.Worker):
                 remedy="Pass endpoints by rank, and the worker that they belong to.",
             )
         self._handles = {peer: endpoint_of(peer, each, handle) for peer, each in given.items()}
-        make_room(_DESCRIPTORS, "opening UCX")
         self.library = prepare(config)
         options = {name: value for name, value in _OPTIONS.items() if f"UCX_{name}" not in os.environ}
         if within and not handle and _is_free():
@@ -178,6 +177,7 @@ def prepare(config: Config | None = None) -> Library:
     Raises:
         TransportError: There is none, or it is too old.
     """
+    make_room(_DESCRIPTORS, "opening UCX")
     library = load_library(config)
     ucp.resolve(library.path)
     return library

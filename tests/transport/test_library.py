@@ -105,7 +105,7 @@ def test_parts_of_another_library_are_named(monkeypatch: pytest.MonkeyPatch, tmp
 OLD_FUNCTIONS = [
     "ucp_init_version",
     "ucp_cleanup",
-    *("ucp_config_read", "ucp_config_modify", "ucp_config_release", "ucp_context_query"),
+    *("ucp_config_read", "ucp_config_modify", "ucp_config_print", "ucp_config_release", "ucp_context_query"),
     *("ucp_worker_create", "ucp_worker_destroy", "ucp_worker_get_address", "ucp_worker_release_address"),
     *("ucp_worker_progress", "ucp_worker_get_efd", "ucp_worker_arm"),
 ]
