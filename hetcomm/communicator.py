@@ -420,10 +420,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         if self._closed:
             return
         self._engine.refuse_in_between()
-        for child in tuple(self._children):
-            child.abort()
-        with self._engine.lock:
-            self._engine.abandon("aborted it")
+        self._leave("aborted it")
 
     def _settle(self) -> None:
         """Raise what nobody has been told of."""
@@ -449,13 +446,17 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     def _abandon(self, error: BaseException) -> None:
         """Leave without waiting for the others, who are told."""
+        self._leave("ended", error)
+        self._close(0.0)
+
+    def _leave(self, how: str, error: BaseException | None = None) -> None:
+        """Stop everything here and in the parts of this communicator that are open, and tell the others."""
         if self._closed:
             return
         for child in tuple(self._children):
-            child._abandon(error)
+            child._leave(how, error)
         with self._engine.lock:
-            self._engine.abandon("ended", error)
-        self._close(0.0)
+            self._engine.abandon(how, error)
 
     def _close(self, seconds: float) -> None:
         if self._closed:

@@ -55,6 +55,11 @@ _ASK, _ANSWER = 1, 2  # flags of a note that wants an answer, and of that; other
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
 
+_SHARED: dict[int, type[HetcommError]] = {
+    Leaving.MISMATCH: PlanMismatchError,
+    Leaving.LATE: CollectiveTimeoutError,
+}  # by why a rank has left: what the others raise, too
+
 REFUSALS: tuple[type[HetcommError], ...] = (
     UsageError,
     VendorError,
@@ -151,7 +156,8 @@ class Agreement:
         self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
         self._gone_out = False  # has told so
-        self._why, self._why_kind = "closed it", Leaving.CLOSED
+        self._why = "closed it"
+        self._why_kind: int = Leaving.CLOSED
         self._misuse: HetcommError | None = None  # the last in which ranks called different things
         self._watched = -1  # the oldest open call when `remind` looked last
         self._remind_at = 0.0
@@ -571,18 +577,12 @@ class Agreement:
         if self._misuse is not None and not blamed:  # it has left because of what this rank may not have raised yet
             return self._misuse.again(collective=call)
         what = f"rank {frame.source} has left the communicator before it did call {call}: it {frame.text}"
-        if frame.flag in (Leaving.MISMATCH, Leaving.LATE):
-            return (PlanMismatchError if frame.flag == Leaving.MISMATCH else CollectiveTimeoutError)(
-                what,
-                rank=self._rank,
-                ranks=frame.ranks - {self._rank} or {frame.source},
-                origin=frame.source if frame.origin is None else frame.origin,
-                collective=call,
-                remedy="Close this communicator. All ranks must make the same calls.",
-            )
-        if blamed and frame.source not in blamed:
+        kind = _SHARED.get(frame.flag, PeerFailureError)
+        if kind is not PeerFailureError:
+            blamed = frame.ranks - {self._rank}
+        elif blamed and frame.source not in blamed:
             what = f"rank {numbers(blamed)} failed: {what}"
-        return PeerFailureError(
+        return kind(
             what,
             rank=self._rank,
             ranks=blamed or {frame.source},
@@ -663,10 +663,8 @@ def _said(error: BaseException) -> str:
     return error.message if isinstance(error, HetcommError) else str(error)
 
 
-def _leaving_after(error: BaseException | None) -> Leaving:
-    if isinstance(error, PlanMismatchError):
-        return Leaving.MISMATCH
-    return Leaving.LATE if isinstance(error, CollectiveTimeoutError) else Leaving.FAILED
+def _leaving_after(error: BaseException | None) -> int:
+    return next((why for why, kind in _SHARED.items() if isinstance(error, kind)), Leaving.FAILED)
 
 
 def _departure(caller: int, call: str, closer: int) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ __all__ = [
     "pack_ended",
     "pack_part",
     "pack_ranks",
+    "received",
     "unpack_ended",
     "unpack_part",
     "unpack_ranks",
@@ -105,6 +107,16 @@ class Frames:
             found.append((kind, ticket, bytes(self._data[_HEADER.size : end])))
             del self._data[:end]
         return found
+
+
+def received(connected: socket.socket) -> bytes | None:
+    """What has come to a socket that does not block; None if nothing has, and b"" if nothing will."""
+    try:
+        return connected.recv(1 << 18)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def pack_ranks(ranks: Sequence[int]) -> bytes:

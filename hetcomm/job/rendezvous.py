@@ -149,12 +149,9 @@ class Rendezvous:
         if connection.closed is not None:
             return
         self._flush(connection)
-        try:
-            data = connection.socket.recv(1 << 18)
-        except BlockingIOError:
+        data = frames.received(connection.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         try:
             if not data:
                 raise TransportError("the rank has closed its connection")

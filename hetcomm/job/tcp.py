@@ -91,13 +91,7 @@ class _Connection:
             pass
         except OSError:
             self._unsent.clear()  # what has come is still read
-        while True:
-            try:
-                data = self._socket.recv(1 << 18)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
+        while (data := frames.received(self._socket)) is not None:
             if not data:
                 self._lost = True
                 return

@@ -280,16 +280,20 @@ class UnderWay:
             return failed
         return frozenset(rank for rank, peer in enumerate(self._parts.peers) if peer in failed and rank != self.rank)
 
+    def _died(self) -> frozenset[int]:
+        """Those of them that have not left before they ended."""
+        return self._ended() - self.agreement.gone()
+
     def _dead(self) -> frozenset[int]:
-        """Those of them that have not left before they ended; all that die in one moment."""
-        dead = self._ended() - self.agreement.gone()
+        """The same with all that die in this moment."""
+        dead = self._died()
         transport = self._parts.job.transport
         now = time.monotonic()
         until, latest = now + _MOMENT, now + _DEATH
         while dead and (now < until or (now < latest and transport.dying_peers())):
             transport.progress()
             os.sched_yield()
-            more = self._ended() - self.agreement.gone()
+            more = self._died()
             now = time.monotonic()
             if more != dead:
                 dead, until = more, now + _MOMENT
@@ -300,7 +304,7 @@ class UnderWay:
         if work.ticket is None:
             return error
         self.agreement.poll()
-        if isinstance(error, PeerFailureError) and self._ended() - self.agreement.gone():
+        if isinstance(error, PeerFailureError) and self._died():
             return work.ticket.error or self.agreement.cause or error
         return self.agreement.diagnose(work.ticket, error)
 
