@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from hetcomm._ext import ucp
 from hetcomm.agreement.closing import Closing, Parting
 from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject, unreadable
+from hetcomm.agreement.survival import Survival
 from hetcomm.errors import (
     CollectiveTimeoutError,
     DepartedError,
@@ -124,6 +125,7 @@ class Agreement:
         broken: Why no further call is possible, or None.
         cause: The misuse that broke it, if it was one.
         closing: How the ranks part.
+        survival: Who goes on when it is broken.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
@@ -152,6 +154,7 @@ class Agreement:
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
         self.closing = Closing(self._rank, self._nranks, mailbox.send, self._disagree)
+        self.survival = Survival(self._rank, self._nranks, mailbox.send)
         self._ended: Callable[[], Collection[int]] = tuple
         self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
@@ -442,6 +445,8 @@ class Agreement:
                 self._gone.setdefault(frame.source, frame)
             case Subject.CLOSING | Subject.CLOSED | Subject.PARTING | Subject.PARTED:
                 self.closing.record(frame)
+            case Subject.JOIN | Subject.DECIDED | Subject.ABSENT:
+                self.survival.record(frame)
             case Subject.WAITING:
                 if self._leaving:
                     self._say_gone(frame.source)

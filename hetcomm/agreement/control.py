@@ -28,7 +28,8 @@ __all__ = ["Frame", "Leaving", "Mailbox", "Subject", "unreadable"]
 _HEADER = struct.Struct("<BBBIiQq16sH")
 _SPAN = struct.Struct("<II")
 _SIZE = 1024
-_SPANS = 32
+_SPANS = 32  # beside a text; without one as many as there is room for, all of which count
+_MOST_SPANS = (_SIZE - _HEADER.size) // _SPAN.size
 _LAST_LOOKS = 50
 _CALLS = 1 << 63  # no call has this number: what counts them is signed
 _NO_FINGERPRINT = bytes(16)
@@ -50,6 +51,9 @@ class Subject(enum.IntEnum):
     PARTING = 9
     PARTED = 10
     WAITING = 11  # I wait for a message from you, or for you to take one: say so if you have left
+    JOIN = 12  # this and the next two find out who goes on: see `hetcomm.agreement.survival`
+    DECIDED = 13
+    ABSENT = 14
 
 
 class Leaving(enum.IntEnum):
@@ -70,7 +74,7 @@ class Frame:
         source: The sender.
         call: The number of the call it is about, below 2^63.
         fingerprint: Of the plan it is about.
-        ranks: The ranks it is about; of more than 32 runs of them the first 32 travel.
+        ranks: The ranks it is about; beside a text, of more than 32 runs of them the first 32 travel.
         origin: The rank that found out first; None where that is the sender.
         number: A signed number of 64 bits.
     """
@@ -86,8 +90,16 @@ class Frame:
     number: int = 0
 
     def pack(self) -> bytearray:
-        """The frame as it travels; a text that is too long is cut."""
-        spans = _spans(self.ranks)[:_SPANS]
+        """The frame as it travels; a text that is too long is cut.
+
+        Raises:
+            TransportError: There is no text, and there are more than 122 runs of ranks.
+        """
+        spans = _spans(self.ranks)
+        if self.text:
+            del spans[_SPANS:]
+        elif len(spans) > _MOST_SPANS:
+            raise TransportError(f"a control message cannot name {len(spans)} runs of ranks", rank=self.source)
         room = _SIZE - _HEADER.size - len(spans) * _SPAN.size
         text = self.text.encode(errors="backslashreplace")
         if len(text) > room:
@@ -118,7 +130,7 @@ class Frame:
             unreadable(f"it has {len(data)} bytes, not {_SIZE}")
         kind, flag, nspans, source, origin, call, number, fingerprint, length = _HEADER.unpack_from(data)
         start = _HEADER.size + nspans * _SPAN.size
-        if nspans > _SPANS or start + length > _SIZE:
+        if start + length > _SIZE:
             unreadable(f"it cannot hold {nspans} spans of ranks and {length} bytes of text")
         spans = [_SPAN.unpack_from(data, at) for at in range(_HEADER.size, start, _SPAN.size)]
         if source >= nranks or not -1 <= origin < nranks or any(first + more >= nranks for first, more in spans):

@@ -12,10 +12,13 @@ bits     meaning
 =======  ==================================================================
 
 =======  ==================================================================
-47 - 44  9: point-to-point, 10: control, 11: the transport's own. Then
+47 - 44  9: point-to-point, 10: control, 11: the transport's own, 12: groups
+         that make communicators. Then
 43 - 24  point-to-point: source, the sender's rank within the context
 23 - 0   and the user's tag
 43 - 0   control: the communicator's serial number
+43 - 24  groups: source, the sender's rank in the job
+23 - 0   and 0 for the group of a communicator, or what tells others from it
 =======  ==================================================================
 
 A transport matches tags only, so the sender is part of them. Control messages leave the sender out and name it
@@ -51,6 +54,7 @@ __all__ = [
     "collective",
     "contexts_on",
     "control",
+    "group",
     "point_to_point",
     "run",
 ]
@@ -70,6 +74,7 @@ WINDOW = 1 << 7
 _COLLECTIVE = 3
 _POINT_TO_POINT = 9
 _CONTROL = 10
+_GROUP = 12
 
 _MAX_SERIAL = (1 << 44) - 1
 _SERIAL = struct.Struct("<Q")
@@ -93,6 +98,11 @@ def point_to_point(context: int, source: int, tag: int = 0) -> int:
 def control(context: int, serial: int) -> int:
     """The tag of all control messages of a communicator."""
     return context << 48 | _CONTROL << 44 | serial & _MAX_SERIAL
+
+
+def group(context: int, source: int, which: int) -> int:
+    """The tag of a message of a `JobGroup` over the transport; `source` is the sender's rank in the job."""
+    return context << 48 | _GROUP << 44 | source << 24 | which
 
 
 class Contexts:

@@ -1,5 +1,6 @@
 """How the ranks find one another before there is a transport: groups that exchange a few small payloads.
 
+When they are connected, `hetcomm.job.connected` takes over.
 `MpiGroup` goes over mpi4py, `TcpGroup` over TCP to the rendezvous of `hetcomm run`, `SoloGroup` is a job of one rank.
 Payloads are bytes, never pickles. Every wait has a deadline: messages are nonblocking and polled.
 """
@@ -13,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, UsageError, VendorError
-from hetcomm.job.group import Attendance, JobGroup, SoloGroup, WaitingGroup, pack, poll, unpack
+from hetcomm.job.group import JobGroup, MessageGroup, SoloGroup
 from hetcomm.job.launcher import Launcher
 from hetcomm.job.leaving import parent_with_mpi
 from hetcomm.job.tcp import TcpGroup
 from hetcomm.types import Config
 from hetcomm.vendors.mpi_start import load
+from hetcomm.waiting.waiting import process_pump, wait
 
 __all__ = ["JobGroup", "MpiGroup", "SoloGroup", "TcpGroup", "bootstrap"]
 
@@ -27,7 +29,7 @@ _RANK_ABOVE = "_HETCOMM_RANK"  # a variable for child processes: process id and 
 _NAMESPACES = ("HETCOMM_ADDRESS", "PMIX_NAMESPACE")  # of the launcher: another one, under a rank, has another one
 
 
-class MpiGroup(WaitingGroup):
+class MpiGroup(MessageGroup):
     """Some ranks of an mpi4py communicator.
 
     Groups of one job may overlap: whichever two ranks share several groups use them in the same order, and MPI keeps
@@ -38,13 +40,10 @@ class MpiGroup(WaitingGroup):
         comm: An MPI communicator that nobody else uses.
         ranks: The group, as ranks of `comm`.
         timeout: Seconds every exchange may take.
-        attendance: Shared by all groups of the job.
     """
 
-    def __init__(
-        self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float, attendance: Attendance | None = None
-    ) -> None:
-        super().__init__(list(ranks).index(comm.Get_rank()), ranks, timeout, attendance)
+    def __init__(self, mpi: Any, comm: Any, ranks: Sequence[int], timeout: float) -> None:
+        super().__init__(list(ranks).index(comm.Get_rank()), ranks, timeout)
         self._mpi = mpi
         self._comm = comm
 
@@ -56,8 +55,7 @@ class MpiGroup(WaitingGroup):
             CollectiveTimeoutError: Not all of them called this in time.
         """
         duplicate, request = comm.Idup()
-        deadline = time.monotonic() + timeout
-        if not poll(request.Test, deadline):
+        if not wait(process_pump(), request.Test, time.monotonic() + timeout):
             raise CollectiveTimeoutError(
                 f"not all {comm.Get_size()} ranks called hetcomm.init within {timeout:g} s",
                 rank=comm.Get_rank(),
@@ -65,57 +63,17 @@ class MpiGroup(WaitingGroup):
             )
         return cls(mpi, duplicate, range(comm.Get_size()), timeout)
 
-    def all_gather(self, payload: bytes) -> Sequence[bytes]:
-        """Everybody's payload, in rank order.
-
-        Raises:
-            CollectiveTimeoutError: A rank did not take part in time; `peer` names it.
-        """
-        deadline = time.monotonic() + self._timeout
-        if self.rank != 0:
-            self._send(payload, 0, deadline)
-            return unpack(self._spread(None, 0, deadline))
-        parts = [payload, *(self._receive(rank, deadline) for rank in range(1, self.nranks))]
-        self._spread(pack(parts), 0, deadline)
-        return parts
-
-    def broadcast(self, payload: bytes | None, root: int = 0) -> bytes:
-        """The payload of `root`; errors as `all_gather`."""
-        return self._spread(payload, root, time.monotonic() + self._timeout)
-
-    def barrier(self) -> None:
-        """Return when every rank has called it; errors as `all_gather`."""
-        self.all_gather(b"")
-
     def subgroup(self, ranks: Sequence[int]) -> JobGroup:
-        return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout, self._attendance)
+        return MpiGroup(self._mpi, self._comm, [self._ranks[rank] for rank in ranks], self._timeout)
 
     def close(self) -> None:
         """Nothing: freeing the communicator would take all ranks."""
 
-    def _spread(self, payload: bytes | None, root: int, deadline: float) -> bytes:
-        """Broadcast down a binomial tree."""
-        place = (self.rank - root) % self.nranks
-        mask = 1
-        while mask < self.nranks:
-            if place & mask:
-                payload = self._receive((place - mask + root) % self.nranks, deadline)
-                break
-            mask <<= 1
-        if payload is None:
-            raise UsageError(f"rank {root} broadcasts, so it must pass a payload", rank=self.rank)
-        mask >>= 1
-        while mask:
-            if place + mask < self.nranks:
-                self._send(payload, (place + mask + root) % self.nranks, deadline)
-            mask >>= 1
-        return payload
-
     def _send(self, payload: bytes, rank: int, deadline: float) -> None:
         try:
             request = self._comm.Isend([payload, self._mpi.BYTE], self._ranks[rank], _TAG)
-            if not self._poll(request.Test, deadline):
-                raise self._late(rank)
+            if not self._wait(request.Test, deadline):
+                raise self._late((rank,))
         except self._mpi.Exception as error:
             raise self._broken(rank, error) from error
 
@@ -130,23 +88,15 @@ class MpiGroup(WaitingGroup):
                     found.append(message)
                 return bool(found)
 
-            if not self._poll(arrived, deadline):
-                raise self._late(rank)
+            if not self._wait(arrived, deadline):
+                raise self._late((rank,))
             data = bytearray(status.Get_count(self._mpi.BYTE))
             request = found[0].Irecv([data, self._mpi.BYTE])
-            if not self._poll(request.Test, deadline):
-                raise self._late(rank)
+            if not self._wait(request.Test, deadline):
+                raise self._late((rank,))
         except self._mpi.Exception as error:
             raise self._broken(rank, error) from error
         return bytes(data)
-
-    def _late(self, rank: int) -> CollectiveTimeoutError:
-        return CollectiveTimeoutError(
-            f"rank {rank} did not take part in setting up a communicator within {self._timeout:g} s",
-            rank=self.rank,
-            peer=rank,
-            remedy="All ranks must call hetcomm.init and Communicator.split alike; HETCOMM_TIMEOUT sets the limit.",
-        )
 
     def _broken(self, rank: int, error: Exception) -> PeerFailureError:
         return PeerFailureError(

@@ -19,6 +19,7 @@ from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageErr
 from hetcomm.execution.tags import Contexts, contexts_on
 from hetcomm.job import detect
 from hetcomm.job.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi
+from hetcomm.job.connected import ConnectedGroup
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
@@ -135,19 +136,21 @@ def open_job(
             detect.check_hosts(given, [said.host for said in statements], group.rank)
         assert transport is not None  # or `exchange` would have raised the failure
         _connect(transport, statements, group, config)
+        pump = process_pump()
+        pump.attach(transport)
+        transport.gate = pump.lock
+        transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
+        if group.nranks > 1:
+            group = ConnectedGroup(transport, group, group.rank, range(group.nranks), config.timeout)
         found = given if given is not None else detect.build_topology(statements)
         calibration, inline_bytes = _agree_on_plans(config, group)
     except BaseException:
         if transport is not None:
+            process_pump().detach(transport)
             transport.close()
         if group is not None:
             group.close()
         raise
-    pump = process_pump()
-    pump.attach(transport)
-    transport.gate = pump.lock
-    group.attend(pump.progress, transport.failed_peers)
-    transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
     config = replace(config, inline_bytes=inline_bytes)
     return Job(config, transport, group, found, contexts, pump, calibration)

@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from secrets import token_bytes
 
-from hetcomm.errors import CollectiveTimeoutError, PeerFailureError, TransportError, UsageError, numbers
+from hetcomm.errors import PeerFailureError, TransportError, UsageError
 from hetcomm.job import frames
-from hetcomm.job.group import Attendance, JobGroup, WaitingGroup, unpack
+from hetcomm.job.group import JobGroup, WaitingGroup, unpack
 from hetcomm.job.launcher import Launcher
 
 __all__ = ["TcpGroup"]
@@ -108,10 +108,8 @@ class TcpGroup(WaitingGroup):
     Groups of one job may overlap: those that have the same ranks are used in the same order by all of them.
     """
 
-    def __init__(
-        self, connection: _Connection, rank: int, ranks: Sequence[int], timeout: float, attendance: Attendance
-    ) -> None:
-        super().__init__(rank, ranks, timeout, attendance)
+    def __init__(self, connection: _Connection, rank: int, ranks: Sequence[int], timeout: float) -> None:
+        super().__init__(rank, ranks, timeout)
         self._connection = connection
 
     @classmethod
@@ -123,7 +121,7 @@ class TcpGroup(WaitingGroup):
             TransportError: There is no rendezvous, or it has not got the key.
         """
         connection = _Connection(_connect(launcher, min(timeout, _CONNECTING)))
-        return cls(connection, launcher.rank, range(launcher.nranks), timeout, Attendance())
+        return cls(connection, launcher.rank, range(launcher.nranks), timeout)
 
     def all_gather(self, payload: bytes) -> Sequence[bytes]:
         """Everybody's payload, in rank order.
@@ -142,9 +140,9 @@ class TcpGroup(WaitingGroup):
                 answers.append(answer)
             return bool(answers)
 
-        if not self._poll(answered, time.monotonic() + self._timeout):
+        if not self._wait(answered, time.monotonic() + self._timeout):
             connection.ask(ticket)
-            if not self._poll(answered, time.monotonic() + _ASKING):
+            if not self._wait(answered, time.monotonic() + _ASKING):
                 raise self._late(frozenset())
         kind, data = answers[0]
         if kind == b"D":
@@ -170,21 +168,23 @@ class TcpGroup(WaitingGroup):
     def subgroup(self, ranks: Sequence[int]) -> JobGroup:
         members = [self._ranks[rank] for rank in ranks]
         mine = members.index(self._ranks[self._rank])
-        return TcpGroup(self._connection, mine, members, self._timeout, self._attendance)
+        return TcpGroup(self._connection, mine, members, self._timeout)
 
     def close(self) -> None:
         """Leave the rendezvous, with all groups of the job."""
         self._connection.close()
 
-    def _dead(self) -> Collection[int]:
+    def _ended(self) -> Collection[int]:
         self._connection.look()
-        return {*self._connection.ended, *self._attendance.ended()}
+        return self._connection.ended
 
-    def _gone(self, ended: Collection[int]) -> PeerFailureError:
+    def failure(self, ended: Collection[int]) -> PeerFailureError:
+        """The error for ranks of this group that have ended, with what the launcher has said of how."""
+        self._connection.look()
         known = self._connection.ended
         found = {number: known[number] for rank in ended if (number := self._ranks[rank]) in known}
         if not found:
-            return super()._gone(ended)
+            return super().failure(ended)
         causes = {cause for each in found.values() for cause in each.because if cause in self._ranks}
         return self._failed(found | {cause: known[cause] for cause in causes})
 
@@ -198,15 +198,6 @@ class TcpGroup(WaitingGroup):
             ranks=here,
             origin=self.rank,
             remedy=_LOOK,
-        )
-
-    def _late(self, missing: Collection[int]) -> CollectiveTimeoutError:
-        who = f"rank {numbers(missing)}" if missing else "a rank"
-        return CollectiveTimeoutError(
-            f"{who} did not take part in setting up a communicator within {self._timeout:g} s",
-            rank=self.rank,
-            ranks=missing,
-            remedy="All ranks must call hetcomm.init and Communicator.split alike; HETCOMM_TIMEOUT sets the limit.",
         )
 
 

@@ -12,6 +12,7 @@ from hetcomm.agreement.control import Mailbox
 from hetcomm.errors import HetcommError, TransportError, VendorError
 from hetcomm.execution.executor import Executor
 from hetcomm.job.bootstrap import JobGroup
+from hetcomm.job.connected import ConnectedGroup
 from hetcomm.job.detect import exchange
 from hetcomm.job.job import Job
 from hetcomm.plans.plans import Plans
@@ -97,6 +98,8 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
     except Exception as error:  # noqa: BLE001  # whatever it is, all ranks raise it
         failure = typed(error, "making a communicator")
     exchange(group, b"", failure, "making a communicator")
+    if isinstance(group, ConnectedGroup):
+        group = group.within(context)
     communicators: dict[CommId, VendorCommunicator] = {}
     members = topology.communicators_of(topology.cluster_of(group.rank))
     executor = Executor(job.transport, peers, group.rank, context, communicators, job.devices, members)

@@ -50,7 +50,7 @@ def test_what_is_too_long_is_cut_to_something_true() -> None:
     ("at", "value", "message"),
     [
         (0, 99, "99 is not a valid Subject"),
-        (2, 33, "33 spans"),
+        (2, 123, "123 spans"),
         (2, 32, "names a rank"),
         (3, 7, "names a rank that the communicator of 4"),
         (7, 4, "names a rank"),

@@ -1,0 +1,157 @@
+"""How the ranks that are left agree on who goes on: a state machine of one rank, which sends and is given frames.
+
+Ranks learn of deaths at different times, and more may die meanwhile. So they agree in rounds, each of which ends on
+every rank that lives with the same decision: who is lost, and whether all the others went well so far.
+
+=========  ====================  ================================================================
+frame      from                  meaning (call: the round)
+=========  ====================  ================================================================
+JOIN       each to its leader    I take part; ranks: whom I take for lost; flag 1: all went well
+DECIDED    each to all           the decision: ranks and flag; number: whose it is
+ABSENT     one to all            I take no part, now or later
+=========  ====================  ================================================================
+
+The *leader* of a rank is the lowest that it does not take for lost. A leader decides when it has heard from all whom it
+does not take for lost: it takes for lost whoever any of them does. Whoever hears a decision passes it on before it acts
+on it; so if one that lives acts on it, all hear it. A rank whose leader is lost turns to the next one, and heeds no
+decision of an earlier leader any more, unless it is the leader itself: then somebody may act on that decision already,
+and it decides the same. This is Paxos with leaders for ballots, where every rank that is not lost must be heard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from hetcomm.agreement.control import Frame, Subject
+
+__all__ = ["Decision", "Survival"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a round ended.
+
+    Attributes:
+        lost: Who does not go on: the dead, those that cannot be reached, and those that take no part.
+        well: Whether all went well on all others before the round.
+    """
+
+    lost: frozenset[int]
+    well: bool
+
+
+@dataclass(slots=True)
+class _Round:
+    begun: bool = False
+    well: bool = True
+    leader: int = -1  # no decision of a lower one counts
+    joined: dict[int, Frame] = field(default_factory=dict)
+    heard: tuple[int, Decision | None] = -1, None  # the decision of the highest leader, and who that was
+    decision: Decision | None = None
+
+
+class Survival:
+    """Who goes on, as one rank sees it.
+
+    Args:
+        rank, nranks: This process's number and how many there are.
+        send: Sends a frame to some ranks; those that are dead need not get it.
+
+    Attributes:
+        lost: Whom this rank takes for lost.
+    """
+
+    def __init__(self, rank: int, nranks: int, send: Callable[[Frame, Iterable[int]], None]) -> None:
+        self.lost: set[int] = set()
+        self._rank, self._nranks = rank, nranks
+        self._send = send
+        self._rounds: dict[int, _Round] = {}
+        self._absent = False
+
+    def begin(self, number: int, *, well: bool) -> None:
+        """Take part in a round, the one before being over here."""
+        this = self._rounds.setdefault(number, _Round())
+        this.begun, this.well = True, well
+        self._follow(number, this)
+
+    def decision(self, number: int) -> Decision | None:
+        """How a round ended; None: it has not."""
+        this = self._rounds.get(number)
+        return None if this is None else this.decision
+
+    def missing(self, number: int) -> frozenset[int]:
+        """Whom this rank waits for in a round that it has begun."""
+        this = self._rounds[number]
+        if this.leader != self._rank:
+            return frozenset({this.leader})
+        return frozenset(range(self._nranks)) - self.lost - this.joined.keys() - {self._rank}
+
+    def lose(self, ranks: Collection[int]) -> None:
+        """Some ranks are lost."""
+        if not self.lost.issuperset(ranks):
+            self.lost |= set(ranks) - {self._rank}
+            for number, this in list(self._rounds.items()):
+                self._follow(number, this)
+
+    def stay_out(self) -> None:
+        """This rank takes no part, now or later; telling it again does nothing."""
+        if not self._absent:
+            self._absent = True
+            self._send(Frame(Subject.ABSENT, self._rank, 0), self._others())
+
+    def record(self, frame: Frame) -> None:
+        """Take in a frame."""
+        if frame.subject is Subject.ABSENT:
+            self.lose({frame.source})
+            return
+        number = frame.call
+        this = self._rounds.setdefault(number, _Round())
+        if frame.subject is Subject.JOIN:
+            this.joined[frame.source] = frame
+            self._lead(number, this)
+        elif this.decision is None and frame.number > this.heard[0]:
+            this.heard = frame.number, Decision(frame.ranks, bool(frame.flag))
+            self._heed(number, this)
+
+    def _others(self) -> Iterable[int]:
+        return (rank for rank in range(self._nranks) if rank != self._rank)
+
+    def _follow(self, number: int, this: _Round) -> None:
+        """Turn to the leader, if it is another one than before; decide, if that is this rank and may."""
+        if not this.begun or this.decision is not None:
+            return
+        leader = min(set(range(self._nranks)) - self.lost)
+        if leader != this.leader:
+            this.leader = leader
+            if leader == self._rank:
+                self._heed(number, this)
+            else:
+                told = frozenset(self.lost)
+                self._send(Frame(Subject.JOIN, self._rank, number, int(this.well), ranks=told), (leader,))
+        self._lead(number, this)
+
+    def _heed(self, number: int, this: _Round) -> None:
+        """Decide as another leader has, if this rank may still believe that one, or has to decide the same."""
+        leader, decision = this.heard
+        if decision is not None and (leader >= this.leader or this.leader == self._rank):
+            self._decide(number, this, decision, max(leader, this.leader))
+
+    def _lead(self, number: int, this: _Round) -> None:
+        """Decide, if this rank is the leader and has heard all."""
+        if not this.begun or this.decision is not None or this.leader != self._rank:
+            return
+        told = frozenset[int]().union(*(frame.ranks for rank, frame in this.joined.items() if rank not in self.lost))
+        if not self.lost.issuperset(told - {self._rank}):
+            self.lose(told)  # which comes back here
+        elif not self.missing(number):
+            well = this.well and all(frame.flag for rank, frame in this.joined.items() if rank not in self.lost)
+            self._decide(number, this, Decision(frozenset(self.lost), well), self._rank)
+
+    def _decide(self, number: int, this: _Round, decision: Decision, leader: int) -> None:
+        this.decision = decision
+        frame = Frame(
+            Subject.DECIDED, self._rank, number, int(decision.well), ranks=decision.lost, number=leader
+        )
+        self._send(frame, self._others())
+        self.lose(decision.lost)

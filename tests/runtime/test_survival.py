@@ -1,0 +1,112 @@
+"""Who goes on: the state machine under every order of frames, deaths in the middle of anything, and late news of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetcomm.agreement.control import Frame
+from hetcomm.agreement.survival import Decision, Survival
+
+
+class Killed(Exception):
+    """The rank ends here, in the middle of what it does."""
+
+
+class World:
+    """Ranks, and frames on their way between them; those from one rank to another stay in order."""
+
+    def __init__(self, nranks: int, draw: random.Random, fatal: float) -> None:
+        self.nranks, self.draw, self.fatal = nranks, draw, fatal
+        self.ways: dict[tuple[int, int], list[Frame]] = {}
+        self.dead: set[int] = set()
+        self.doomed: set[int] = set()  # may die
+        self.ends = [Survival(rank, nranks, self._sender(rank)) for rank in range(nranks)]
+
+    def living(self) -> list[int]:
+        return [rank for rank in range(self.nranks) if rank not in self.dead]
+
+    def _sender(self, source: int) -> Callable[[Frame, Iterable[int]], None]:
+        def send(frame: Frame, ranks: Iterable[int]) -> None:
+            targets = list(ranks)
+            self.draw.shuffle(targets)
+            for rank in targets:
+                if source in self.doomed and self.draw.random() < self.fatal:
+                    raise Killed
+                self.ways.setdefault((source, rank), []).append(Frame.unpack(frame.pack(), self.nranks))
+
+        return send
+
+    def act(self, rank: int, what: Callable[[], None]) -> None:
+        """Let a rank do something, which it may not survive; some of what it has sent may be lost with it."""
+        try:
+            what()
+        except Killed:
+            self.dead.add(rank)
+            self.doomed.discard(rank)
+            for way, frames in self.ways.items():
+                if rank == way[0]:
+                    del frames[self.draw.randint(0, len(frames)) :]
+
+    def step(self) -> bool:
+        """Let a frame arrive, or a rank learn of a death; False if nothing is left to happen."""
+        news: list[tuple[int, Callable[[], None]]] = []
+        for (source, rank), frames in self.ways.items():
+            if frames and rank not in self.dead:
+                news.append((rank, lambda f=frames, r=rank: self.ends[r].record(f.pop(0))))  # type: ignore[misc]
+        for rank in self.living():
+            news += [
+                (rank, lambda r=rank, d=dead: self.ends[r].lose({d}))  # type: ignore[misc]
+                for dead in self.dead - self.ends[rank].lost
+            ]
+        if not news:
+            return False
+        self.act(*self.draw.choice(news))
+        return True
+
+
+@settings(max_examples=1000)
+@given(st.integers(1, 6), st.integers(0, 1 << 60))
+def test_all_that_live_decide_the_same_in_every_round(nranks: int, seed: int) -> None:
+    draw = random.Random(seed)
+    world = World(nranks, draw, draw.choice([0.02, 0.2, 0.5]))
+    absent = {rank for rank in range(nranks) if draw.random() < 0.1}
+    world.doomed = {rank for rank in range(nranks) if draw.random() < 0.5}
+    ill = {(n, rank) for n in range(3) for rank in range(nranks) if draw.random() < 0.1}
+    todo: dict[int, int] = dict.fromkeys(range(nranks), 0)  # by rank: the round that it begins next
+    decided: dict[int, dict[int, Decision]] = {0: {}, 1: {}, 2: {}}
+    while True:
+        for rank in world.living():
+            for number in decided:
+                found = world.ends[rank].decision(number)
+                if found is not None and rank not in decided[number] and rank not in absent:
+                    decided[number][rank] = found
+        ready = [
+            rank
+            for rank, number in todo.items()
+            if rank not in world.dead and number < 3 and (number == 0 or rank in decided[number - 1])
+        ]
+        if ready and draw.random() < 0.3:
+            rank = draw.choice(ready)
+            if rank in absent:
+                todo[rank] = 3
+                world.act(rank, world.ends[rank].stay_out)
+            else:
+                number = todo[rank]
+                todo[rank] += 1
+                well = (number, rank) not in ill
+                world.act(rank, lambda r=rank, n=number, w=well: world.ends[r].begin(n, well=w))  # type: ignore[misc]
+        elif not world.step() and not ready:
+            break
+    for number in decided:
+        taking_part = [rank for rank in world.living() if rank not in absent]
+        assert set(taking_part) <= decided[number].keys(), f"some never learn how round {number} ended"
+        found = {decided[number][rank] for rank in taking_part}
+        assert len(found) <= 1, found
+        for decision in found:
+            assert decision.lost <= world.dead | absent, "one that lives and takes part is taken for lost"
+            heard = set(taking_part)
+            assert not (decision.well and any((number, rank) in ill for rank in heard))
