@@ -53,6 +53,7 @@ from hetcomm.job import leaving
 from hetcomm.job.detect import restrict
 from hetcomm.job.job import open_job
 from hetcomm.job.settings import settings
+from hetcomm.job.survivors import rewire
 from hetcomm.job.wiring import Parts, wire
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
@@ -175,6 +176,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._plans = parts.plans
         self._streams = Streams(parts.job.devices, parts.job.serve, parts.executor.open, self._rank)
         self._closed = False
+        self._successor: Communicator | None = None  # what came of it when it was shrunk
         self._engine = Engine(parts)
         self._ledger = parts.ledger
         self._fast = self._engine.fast_path.call if self._engine.fast_path is not None else _no_fast_path
@@ -291,6 +293,58 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         child = Communicator(parts, self, _token=_TOKEN)
         self._children[child] = None
         return child
+
+    def shrink(self, timeout: float | None = None) -> Communicator:
+        """Make a communicator of the ranks that are left, and close this one. Collective over those ranks.
+
+        For after a `PeerFailureError`: whoever lives calls this, and all get the same communicator, in which they are
+        numbered in the order that they had. Ranks are left out that have died, cannot be reached any more, or have
+        closed this communicator without calling this. If one more dies meanwhile, it is left out, too. Whatever is
+        still under way here fails; what ranks that are left out have sent meets nothing in the new communicator. Parts
+        made by `split` stay: those that have lost a rank can be shrunk by themselves.
+
+        `with hetcomm.init() as comm:` closes, at the end of its block, the communicator that has come of `comm`.
+
+        Args:
+            timeout: Seconds that the ranks which are left may take to come; the communicator's unless given.
+
+        Raises:
+            UsageError: This communicator is closed, or `timeout` is no time.
+            CollectiveTimeoutError: Some did not come in time; `ranks` names those that this rank has waited for. It
+                takes no part any more: the others go on without it.
+            PeerFailureError: The others take this rank for lost, as where it could not be reached for a while.
+            VendorError: On every rank that is left, if a vendor failed on any.
+        """
+        engine = self._engine
+        engine.check_owner()
+        engine.refuse_in_between()
+        if self._closed:
+            raise UsageError("this communicator is closed", remedy="Shrink it before it is closed.", rank=self._rank)
+        seconds = engine.seconds(timeout)
+        with engine.lock:
+            engine.abandon("shrinks it")
+            parts = rewire(self._parts, engine.ended, seconds)
+            return self._become(Communicator(parts, self._parent, _token=_TOKEN))
+
+    def _become(self, successor: Communicator) -> Communicator:
+        """Close this communicator, whose place another one takes."""
+        self._closed = True
+        self._engine.close(0.0, 0.0)
+        self._parts.abort(0.0)
+        self._parts.release()
+        self._parts.job.unreleased.append(self._parts)  # what others still say of the end must come to its mailbox
+        for child in self._children:
+            child._parent = successor
+            successor._children[child] = None
+        self._children.clear()
+        if self._parent is None:
+            leaving.close_at_exit(successor)
+            leaving.closed(self)
+        else:
+            self._parent._children.pop(self, None)
+            self._parent._children[successor] = None
+        self._successor = successor
+        return successor
 
     # ---- schedules of the user's own
 
@@ -433,7 +487,9 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
+        if self._successor is not None:
+            self._successor.__exit__(kind, error, traceback)
+        elif error is None:
             self.close()
         elif not self._engine.is_foreign:  # what ends the block of a forked child is not to be hidden
             self._abandon(error)
@@ -474,6 +530,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
                 patience = seconds if waits else min(seconds, _PATIENCE)
                 parting = self._engine.close(seconds, patience, lambda: self._points.outstanding)
         finally:
+            if parting is Parting.LOST:
+                self._parts.agreement.survival.stay_out()
             if parting is Parting.LATER:
                 self._parts.job.pump.parting.append(self._poll)
                 if self._parent is None:

@@ -244,7 +244,8 @@ class Mailbox:
         for _ in range(_LAST_LOOKS):  # a frame left in UCX makes it print a warning when it is closed
             self._transport.progress()
             with suppress(TransportError):  # whatever it says comes too late
-                self.receive()
+                while self.receive() is not None:
+                    pass
         requests = [request for request, _ in self._leaving]
         if self.incoming is not None:
             requests.append(self.incoming)

@@ -14,8 +14,9 @@ ABSENT     one to all            I take no part, now or later
 The *leader* of a rank is the lowest that it does not take for lost. A leader decides when it has heard from all whom it
 does not take for lost: it takes for lost whoever any of them does. Whoever hears a decision passes it on before it acts
 on it; so if one that lives acts on it, all hear it. A rank whose leader is lost turns to the next one, and heeds no
-decision of an earlier leader any more, unless it is the leader itself: then somebody may act on that decision already,
-and it decides the same. This is Paxos with leaders for ballots, where every rank that is not lost must be heard.
+decision of an earlier leader any more, unless its leader has passed that on. If any that a leader hears from has heard
+of a decision, somebody may act on it already, and the leader decides the same: as the last one did. This is Paxos with
+leaders for ballots, where every rank that is not lost must be heard.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class _Round:
     well: bool = True
     leader: int = -1  # no decision of a lower one counts
     joined: dict[int, Frame] = field(default_factory=dict)
-    heard: tuple[int, Decision | None] = -1, None  # the decision of the highest leader, and who that was
+    heard: dict[int, Frame] = field(default_factory=dict)  # decisions, by who has passed them on
     decision: Decision | None = None
 
 
@@ -85,7 +86,7 @@ class Survival:
         this = self._rounds[number]
         if this.leader != self._rank:
             return frozenset({this.leader})
-        return frozenset(range(self._nranks)) - self.lost - this.joined.keys() - {self._rank}
+        return frozenset(range(self._nranks)) - self.lost - this.joined.keys() - this.heard.keys() - {self._rank}
 
     def lose(self, ranks: Collection[int]) -> None:
         """Some ranks are lost."""
@@ -110,9 +111,10 @@ class Survival:
         if frame.subject is Subject.JOIN:
             this.joined[frame.source] = frame
             self._lead(number, this)
-        elif this.decision is None and frame.number > this.heard[0]:
-            this.heard = frame.number, Decision(frame.ranks, bool(frame.flag))
+        elif this.decision is None:
+            this.heard[frame.source] = frame
             self._heed(number, this)
+            self._lead(number, this)
 
     def _others(self) -> Iterable[int]:
         return (rank for rank in range(self._nranks) if rank != self._rank)
@@ -124,18 +126,17 @@ class Survival:
         leader = min(set(range(self._nranks)) - self.lost)
         if leader != this.leader:
             this.leader = leader
-            if leader == self._rank:
-                self._heed(number, this)
-            else:
+            if leader != self._rank:
                 told = frozenset(self.lost)
                 self._send(Frame(Subject.JOIN, self._rank, number, int(this.well), ranks=told), (leader,))
+            self._heed(number, this)
         self._lead(number, this)
 
     def _heed(self, number: int, this: _Round) -> None:
-        """Decide as another leader has, if this rank may still believe that one, or has to decide the same."""
-        leader, decision = this.heard
-        if decision is not None and (leader >= this.leader or this.leader == self._rank):
-            self._decide(number, this, decision, max(leader, this.leader))
+        """Decide as another leader has, if this rank may still heed that one."""
+        heard = [each for each in this.heard.values() if each.source == this.leader or each.number >= this.leader]
+        if heard and this.decision is None and this.leader != self._rank:
+            self._adopt(number, this, heard[0])
 
     def _lead(self, number: int, this: _Round) -> None:
         """Decide, if this rank is the leader and has heard all."""
@@ -144,14 +145,20 @@ class Survival:
         told = frozenset[int]().union(*(frame.ranks for rank, frame in this.joined.items() if rank not in self.lost))
         if not self.lost.issuperset(told - {self._rank}):
             self.lose(told)  # which comes back here
-        elif not self.missing(number):
+        elif self.missing(number):
+            return
+        elif this.heard:
+            self._adopt(number, this, max(this.heard.values(), key=lambda frame: frame.number))
+        else:
             well = this.well and all(frame.flag for rank, frame in this.joined.items() if rank not in self.lost)
             self._decide(number, this, Decision(frozenset(self.lost), well), self._rank)
 
+    def _adopt(self, number: int, this: _Round, frame: Frame) -> None:
+        """Decide what was decided before."""
+        self._decide(number, this, Decision(frame.ranks, bool(frame.flag)), max(frame.number, this.leader))
+
     def _decide(self, number: int, this: _Round, decision: Decision, leader: int) -> None:
         this.decision = decision
-        frame = Frame(
-            Subject.DECIDED, self._rank, number, int(decision.well), ranks=decision.lost, number=leader
-        )
+        frame = Frame(Subject.DECIDED, self._rank, number, int(decision.well), ranks=decision.lost, number=leader)
         self._send(frame, self._others())
         self.lose(decision.lost)

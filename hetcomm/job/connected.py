@@ -16,10 +16,13 @@ from hetcomm.execution.execution import collect
 from hetcomm.job.group import JobGroup, MessageGroup
 from hetcomm.transport.base import Request, Transport
 
-__all__ = ["MEETING", "ConnectedGroup"]
+__all__ = ["MEETING", "SHRINKING", "ConnectedGroup"]
 
 MEETING = 1
 """What tells the group of all ranks, before any communicator has a context, from that of context 0."""
+
+SHRINKING = 2
+"""The first number of groups that survivors form in the context of a broken communicator."""
 
 _FIRST = 1024
 _LENGTH = struct.Struct("<Q")
@@ -64,7 +67,7 @@ class ConnectedGroup(MessageGroup):
         return ConnectedGroup(self._transport, origin, mine, members, self._timeout, self._context, self._which)
 
     def within(self, context: int, which: int = 0) -> ConnectedGroup:
-        """The same ranks, with messages that meet no others."""
+        """The same ranks, with messages that meet no others: see `hetcomm.execution.tags.group`."""
         return ConnectedGroup(self._transport, self._origin, self._rank, self._ranks, self._timeout, context, which)
 
     def failure(self, ended: Collection[int]) -> PeerFailureError:

@@ -73,12 +73,16 @@ class Parts:
         end = time.monotonic() + seconds
         return [repr(each) for each in communicators if not each.drain(max(0.0, end - time.monotonic()))]
 
-    def close(self) -> None:
-        """Release what belongs to this communicator alone; collective unless aborted."""
+    def release(self) -> None:
+        """Release what belongs to this communicator alone, but for the mailbox; collective unless aborted."""
         for communicator in self.communicators.values():
             communicator.close()
-        self.mailbox.close(1.0)
         self.executor.close()
+
+    def close(self) -> None:
+        """Release all that belongs to this communicator alone; collective unless aborted."""
+        self.release()
+        self.mailbox.close(1.0)
         if self.agreement.closing.clean:  # no message of it is left anywhere
             self.job.contexts.give_back(self.context)
 

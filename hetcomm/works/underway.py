@@ -273,7 +273,7 @@ class UnderWay:
                 better.__cause__ = error
         self._break(better, work)
 
-    def _ended(self) -> frozenset[int]:
+    def ended(self) -> frozenset[int]:
         """The ranks whose processes are known to have ended, or that cannot be reached any more."""
         failed = self._parts.job.transport.failed_peers()
         if not failed:
@@ -282,7 +282,7 @@ class UnderWay:
 
     def _died(self) -> frozenset[int]:
         """Those of them that have not left before they ended."""
-        return self._ended() - self.agreement.gone()
+        return self.ended() - self.agreement.gone()
 
     def _dead(self) -> frozenset[int]:
         """The same with all that die in this moment."""
@@ -356,7 +356,7 @@ class UnderWay:
         if now < self._watch_at:
             return
         self._watch_at = now + _WATCH_EVERY
-        ended, known = self._ended(), self._known_ended
+        ended, known = self.ended(), self._known_ended
         self._known_ended = ended
         work = next((work for work in self._works() if not isinstance(work, MessageWork)), None)
         if ended & known and work is not None and not self._halted:
@@ -413,7 +413,7 @@ class UnderWay:
         """Stop everything for good, and end all works with an error."""
         self._stop()
         try:
-            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self._ended() or self.agreement.blamed() else _PATIENCE)
+            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self.ended() or self.agreement.blamed() else _PATIENCE)
             if held:
                 what = f"{', '.join(held)} may still write to the arrays of calls that failed"
                 _log.warning("[rank %d] %s; they are kept alive as long as the process", self.rank, what)

@@ -31,7 +31,7 @@ import hetcomm
 from hetcomm.errors import HetcommError
 from hetcomm.testing import RanksFailed, run_ranks, this_rank
 
-__all__ = ["BAD", "KINDS", "Case", "Verdict", "case_of", "main", "run"]
+__all__ = ["BAD", "KINDS", "MODES", "Case", "Verdict", "calls_of", "case_of", "left_over", "main", "run", "spread"]
 
 MIXES = (
     "ucx ucx",
@@ -121,7 +121,7 @@ def play(seed: int, folder: str) -> dict[str, Any]:
     group = this_rank()
     told: dict[str, Any] = {"error": None, "wrong": []}
     comm = hetcomm.init(timeout=TIMEOUT)
-    calls = _calls(comm, case)
+    calls = calls_of(comm, case)
     for _ in range(_ROUNDS):
         next(calls)
     processes = [int(each) for each in group.all_gather(str(os.getpid()).encode())]
@@ -149,7 +149,7 @@ def _kill(folder: str, processes: list[int]) -> None:
         os.kill(process, signal.SIGKILL)
 
 
-def _calls(comm: Any, case: Case) -> Iterator[str]:
+def calls_of(comm: Any, case: Case) -> Iterator[str]:
     """Makes one call after the other; yields what is wrong with each result, or ''."""
     n, count = comm.nranks, case.count
     request: Any = None
@@ -206,7 +206,7 @@ class Verdict:
         return "\n  ".join([f"{self.kind.upper()}: {self.case}", *self.notes])
 
 
-def _left_over() -> set[str]:
+def left_over() -> set[str]:
     """Shared memory that no living process has, by name or number."""
     names = set(os.listdir("/dev/shm"))
     for process in Path("/proc").iterdir():
@@ -222,7 +222,7 @@ def _left_over() -> set[str]:
 def run(case: Case) -> Verdict:
     """Run one job and judge it."""
     env = {"UCX_LOG_LEVEL": "fatal"} | ({} if case.inline is None else {"HETCOMM_INLINE_BYTES": str(case.inline)})
-    before = _left_over()
+    before = left_over()
     found: set[str] = set()
     verdict = Verdict(case, "exact")
     results: dict[int, Any] = {}
@@ -246,7 +246,7 @@ def run(case: Case) -> Verdict:
             verdict.notes.append(f"rank {rank}: {failures.get(rank, '')[-1500:]}")
             continue
         _judge(verdict, rank, results[rank], died, found)
-    left = _left_over() - before
+    left = left_over() - before
     if left:
         found.add("left over")
         verdict.notes.append(f"left over: {sorted(left)[:6]}")
@@ -281,21 +281,25 @@ def _judge(verdict: Verdict, rank: int, told: dict[str, Any], died: float, found
     verdict.notes.append(f"rank {rank}, {seconds:.3f} s: {kind} {ranks}, origin {origin}: {text}")
 
 
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Median, 99th percentile and maximum, if there are any values."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    at = {name: min(len(ordered) - 1, len(ordered) * part // 100) for name, part in (("p50", 50), ("p99", 99))}
+    return {name: round(ordered[place], 4) for name, place in at.items()} | {"max": round(ordered[-1], 4)}
+
+
 def summary(verdicts: Sequence[Verdict], seconds: float) -> dict[str, Any]:
     """Figures of many runs."""
-    detection = sorted(each for verdict in verdicts for each in verdict.seconds)
-    closing = sorted(each for verdict in verdicts for each in verdict.closing)
-
-    def spread(values: Sequence[float]) -> dict[str, float]:
-        at = {name: min(len(values) - 1, len(values) * part // 100) for name, part in (("p50", 50), ("p99", 99))}
-        return {name: round(values[place], 4) for name, place in at.items()} | {"max": round(values[-1], 4)}
-
+    detection = [each for verdict in verdicts for each in verdict.seconds]
+    closing = [each for verdict in verdicts for each in verdict.closing]
     return {
         "runs": len(verdicts),
         "kinds": dict(Counter(verdict.kind for verdict in verdicts)),
         "survivors": len(detection),
-        "seconds until told": spread(detection) if detection else None,
-        "seconds of closing": spread(closing) if closing else None,
+        "seconds until told": spread(detection),
+        "seconds of closing": spread(closing),
         "failed": {
             kind: [verdict.case.seed for verdict in verdicts if verdict.kind == kind]
             for kind in KINDS

@@ -1,0 +1,63 @@
+"""`Communicator.shrink`: who is left gets one communicator, whoever died, stayed away or closed."""
+
+from __future__ import annotations
+
+import pytest
+
+from hetcomm.testing import RanksFailed, run_ranks
+from tests import shrink_jobs as jobs
+
+from .vendors.needs import require
+
+ENV = {"HETCOMM_TIMEOUT": "30", "UCX_LOG_LEVEL": "fatal"}
+
+
+@pytest.mark.parametrize("vendors", ["ucx ucx mpi oneccl", pytest.param("mpi mpi gloo gloo", marks=pytest.mark.gloo)])
+def test_nobody_has_died(vendors: str) -> None:
+    names = vendors.split()
+    for name in names:
+        require(name)
+    told = run_ranks(4, jobs.shapes, vendors=names, env=ENV, timeout=100)
+    for rank, said in enumerate(told):
+        assert said["all of them"] == (True, 4, 6.0, True, False)
+        assert said["refused"] == [True] * 3
+        assert said["pair"] == (1.0 if rank < 2 else 5.0)
+        assert said["a part"] == (3 - rank, 6.0)
+        assert said["closed by the block"]
+        if rank != 1:
+            assert said["without one"] == ({3: 0, 2: 1, 0: 2}[rank], 3, 5.0)
+            assert said["then split"] == rank
+            assert said.get("closed by", [2]) == [2]
+
+
+def test_one_does_not_come() -> None:
+    told = run_ranks(3, jobs.one_does_not_come, vendors=["ucx"] * 3, env=ENV, timeout=60)
+    assert told[2] == (1, 2.0)
+    for rank, (kind, ranks, seconds) in enumerate(told[:2]):
+        assert kind == "CollectiveTimeoutError"
+        assert set(ranks) <= {0, 2} - {rank}
+        assert seconds >= 0.9
+    assert told[0][1] == [2]
+
+
+@pytest.mark.parametrize(
+    ("vendors", "victims", "inline"),
+    [
+        ("ucx ucx ucx", (0,), None),
+        pytest.param("mpi mpi oneccl oneccl", (1, 3), "0", marks=pytest.mark.slow),
+        pytest.param("mpi gloo gloo", (1,), None, marks=[pytest.mark.gloo, pytest.mark.slow]),
+    ],
+)
+def test_the_survivors_go_on(vendors: str, victims: tuple[int, ...], inline: str | None) -> None:
+    names = vendors.split()
+    for name in names:
+        require(name)
+    env = ENV if inline is None else {**ENV, "HETCOMM_INLINE_BYTES": inline}
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(len(names), jobs.work_goes_on, victims, vendors=names, env=env, timeout=60, recovery=True)
+    assert set(caught.value.failures) == set(victims), str(caught.value)
+    left = [rank for rank in range(len(names)) if rank not in victims]
+    for place, rank in enumerate(left):
+        new, nranks, found, kinds = caught.value.results[rank]
+        assert (new, nranks, found) == (place, len(left), sum(rank + 1.0 for rank in left))
+        assert kinds == [f"PeerFailureError {list(victims)}"] * 4
