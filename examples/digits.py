@@ -7,11 +7,18 @@
 Every rank holds a part of the data. In each epoch it computes the gradient of its part, `all_reduce` adds the
 gradients of all ranks, and all take the same step: the training is that of one process, however many ranks there are
 and whoever's library carries the data inside each cluster. At the end rank 0 repeats it alone and compares.
+
+    hetcomm run -n 2 --vendor oneccl : -n 2 --vendor ucx -- python examples/digits.py --elastic --kill 1
+
+With --elastic ranks may be killed meanwhile: the others divide the data anew and go on from the last epoch that was
+committed, so the training is still that of one process. --kill lets a rank kill itself in the middle.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import sys
 
 import numpy as np
@@ -21,6 +28,7 @@ from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
 import hetcomm
+from hetcomm import elastic
 
 EPOCHS = 150
 SHOWN = {1, 2, 5, 10, *range(25, EPOCHS + 1, 25)}  # epochs whose accuracy is printed
@@ -69,16 +77,17 @@ def accuracy(xp, weights, images, labels):
     return float((forward(xp, weights, images)[1].argmax(axis=1) == labels.argmax(axis=1)).mean())
 
 
-def train(xp, weights, shard, total, add_up, epochs):
+def train(xp, state, shard, total, add_up):
     """Gradient descent in place; yields after each epoch. `add_up` makes a local gradient that of all data."""
-    slope, speed = xp.empty_like(weights), xp.zeros_like(weights)
-    for epoch in epochs:
-        gradient(xp, weights, *shard, out=slope)
+    slope = xp.empty_like(state.weights)
+    while state.epoch < EPOCHS:
+        gradient(xp, state.weights, *shard, out=slope)
         add_up(slope)
-        speed *= MOMENTUM
-        speed -= (RATE / total) * slope
-        weights += speed
-        yield epoch
+        state.speed *= MOMENTUM
+        state.speed -= (RATE / total) * slope
+        state.weights += state.speed
+        state.epoch += 1
+        yield state.epoch
 
 
 def describe(comm, console):
@@ -96,10 +105,20 @@ def agreed(comm, numbers, op):
     return array.tolist()
 
 
-def main() -> int:
-    """Run the job on this rank; 0 if every proof held, on every rank."""
+def start(xp, weights):
+    """What training begins with."""
+    return elastic.State(weights=weights, speed=xp.zeros_like(weights), epoch=0)
+
+
+def main(argv=()) -> int:
+    """Run the job on this rank; 0 if every proof held, on every rank that is left."""
+    parser = argparse.ArgumentParser(description="Train a classifier of handwritten digits on all ranks of a job.")
+    parser.add_argument("--elastic", action="store_true", help="go on when ranks are lost")
+    parser.add_argument("--kill", type=int, metavar="RANK", help="with --elastic: this rank kills itself half-way")
+    args = parser.parse_args(argv)
     os.environ.setdefault("HETCOMM_INLINE_BYTES", "0")  # or messages take the place of vendors for so short a vector
-    with hetcomm.init() as comm, threadpool_limits(1):
+    with hetcomm.init() as job, threadpool_limits(1):
+        comm = job  # until ranks are lost
         first = comm.rank == 0
         console = Console(quiet=not first, highlight=False, soft_wrap=True)
         describe(comm, console)
@@ -109,7 +128,6 @@ def main() -> int:
             xp = np
 
         (images, labels), test = load(xp)
-        shard = images[comm.rank :: comm.nranks], labels[comm.rank :: comm.nranks]  # mostly of unequal sizes
         weights = xp.asarray(initial_weights())
         if not first:
             weights[:] = 0
@@ -132,17 +150,33 @@ def main() -> int:
         by_us = any(label.startswith("reduce ") for label in labels_run)
 
         console.print("\n[bold]Training")
-        before = comm.statistics().bytes_between_clusters
-        epochs = track(range(1, EPOCHS + 1), "epochs", console=console, disable=not first)
-        for epoch in train(xp, weights, shard, len(images), comm.all_reduce, epochs):
-            if epoch in SHOWN:
-                console.print(f"  epoch {epoch:3}: accuracy {accuracy(xp, weights, *test):.4f}")
-        sent = agreed(comm, [comm.statistics().bytes_between_clusters - before], "sum")[0]
+        state, victim = start(xp, weights), comm.rank == args.kill
+
+        def training(comm):
+            """Train on what the ranks of `comm` hold together; returns it, and the bytes sent between clusters."""
+            shard = images[comm.rank :: comm.nranks], labels[comm.rank :: comm.nranks]  # mostly of unequal sizes
+            before = comm.statistics().bytes_between_clusters
+            epochs = train(xp, state, shard, len(images), comm.all_reduce)
+            left = EPOCHS - state.epoch
+            for epoch in track(epochs, "epochs", total=left, console=console, disable=not first):
+                if epoch in SHOWN:
+                    console.print(f"  epoch {epoch:3}: accuracy {accuracy(xp, weights, *test):.4f}")
+                if args.elastic:
+                    state.commit()
+                if victim and epoch == EPOCHS // 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return comm, comm.statistics().bytes_between_clusters - before
+
+        started = comm.nranks
+        comm, sent = elastic.run(training, comm, state) if args.elastic else training(comm)
+        sent, first = agreed(comm, [sent], "sum")[0], comm.rank == 0
+        console.quiet = not first
+        lost = started - comm.nranks
 
         # Rank 0 trains once more, alone, on all of the data.
         alone = xp.asarray(initial_weights())
         if first:
-            for _ in train(xp, alone, (images, labels), len(images), lambda slope: None, range(EPOCHS)):
+            for _ in train(xp, start(xp, alone), (images, labels), len(images), lambda slope: None):
                 pass
         comm.broadcast(alone, root=0)
 
@@ -157,8 +191,9 @@ def main() -> int:
             f"accuracy {scores[0]:.4f}, and {scores[1]:.4f} in one process": scores[0] == scores[1] > 0.95,
             "remote gradients added by the vendor wherever a cluster has two border ranks": by_vendor == due
             and (alone_here or not by_us),
-            f"bytes between clusters {sent}, the least possible {least}": sent == least,
+            f"bytes between clusters {sent}, the least possible {least}": sent == least or lost > 0,
             f"largest difference from one process {difference:.1e}, allowed 1e-12": difference < 1e-12,
+            **({f"{lost} of {started} ranks lost, and the others went on": lost == 1} if args.kill is not None else {}),
             f"weights bit-identical on all {comm.nranks} ranks": bool((lowest == highest).all()),
         }
         held = agreed(comm, [int(proof) for proof in proofs.values()], "min")  # on every rank
@@ -169,4 +204,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

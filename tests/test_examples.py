@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hetcomm.testing import run_ranks, this_rank
+from hetcomm.testing import RanksFailed, run_ranks, this_rank
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -129,6 +129,21 @@ def test_digits_trains_as_one_process_does(vendors: list[str], capfd: pytest.Cap
     assert codes == [0] * len(vendors), output
     assert output.count(" ok ") == 5, output
     assert "WRONG" not in output
+
+
+def digits_until_one_dies() -> int:
+    return program("digits.py")(["--elastic", "--kill", "1"])
+
+
+def test_digits_goes_on_without_a_rank() -> None:
+    vendors = ["oneccl"] * 2 + ["ucx"] * 2
+    with pytest.raises(RanksFailed) as caught:
+        run_ranks(4, digits_until_one_dies, vendors=vendors, env={"TERM": "dumb"}, timeout=240.0, recovery=True)
+    output = caught.value.output
+    assert caught.value.failures.keys() == {1}, output
+    assert caught.value.results == {0: 0, 2: 0, 3: 0}, output
+    assert output.count(" ok ") == 6, output
+    assert "1 of 4 ranks lost, and the others went on" in output
 
 
 @pytest.mark.parametrize(
