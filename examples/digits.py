@@ -11,7 +11,8 @@ and whoever's library carries the data inside each cluster. At the end rank 0 re
     hetcomm run -n 2 --vendor oneccl : -n 2 --vendor ucx -- python examples/digits.py --elastic --kill 1
 
 With --elastic ranks may be killed meanwhile: the others divide the data anew and go on from the last epoch that was
-committed, so the training is still that of one process. --kill lets a rank kill itself in the middle.
+committed, so the training is still that of one process. --kill lets a rank kill itself in the middle. With
+--replace, and `hetcomm run --restarts 1`, a new process takes its seat.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def main(argv=()) -> int:
     """Run the job on this rank; 0 if every proof held, on every rank that is left."""
     parser = argparse.ArgumentParser(description="Train a classifier of handwritten digits on all ranks of a job.")
     parser.add_argument("--elastic", action="store_true", help="go on when ranks are lost")
+    parser.add_argument("--replace", action="store_true", help="with --elastic: wait for a new process in its seat")
     parser.add_argument("--kill", type=int, metavar="RANK", help="with --elastic: this rank kills itself half-way")
     args = parser.parse_args(argv)
     os.environ.setdefault("HETCOMM_INLINE_BYTES", "0")  # or messages take the place of vendors for so short a vector
@@ -131,14 +133,43 @@ def main(argv=()) -> int:
         weights = xp.asarray(initial_weights())
         if not first:
             weights[:] = 0
-        comm.broadcast(weights, root=0)  # everyone starts from rank 0's
-
+        if not args.elastic:  # or that is part of what elastic.run does
+            comm.broadcast(weights, root=0)  # everyone starts from rank 0's
         plan = comm.explain("all_reduce", weights)
         console.print(f"\n[bold]The plan for {weights.nbytes} bytes of gradients")
         console.print(str(plan), markup=False)
+
+        console.print("\n[bold]Training")
+        state = start(xp, weights)
+        victim = comm.rank == args.kill and os.environ.get("HETCOMM_LIFE", "0") == "0"
+
+        def training(comm):
+            """Train on; returns the communicator, the first epoch, and the bytes sent between clusters."""
+            shard = images[comm.rank :: comm.nranks], labels[comm.rank :: comm.nranks]  # mostly of unequal sizes
+            before = comm.statistics().bytes_between_clusters
+            epochs = train(xp, state, shard, len(images), comm.all_reduce)
+            began = state.epoch
+            for epoch in track(epochs, "epochs", total=EPOCHS - began, console=console, disable=not first):
+                if epoch in SHOWN:
+                    console.print(f"  epoch {epoch:3}: accuracy {accuracy(xp, weights, *test):.4f}")
+                if args.elastic:
+                    state.commit()
+                if victim and epoch == EPOCHS // 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return comm, began, comm.statistics().bytes_between_clusters - before
+
+        started = comm.nranks
+        if args.elastic:
+            comm, began, sent = elastic.run(training, comm, state, replace=args.replace)
+        else:
+            comm, began, sent = training(comm)
+        sent, first = agreed(comm, [sent], "sum")[0], comm.rank == 0
+        console.quiet = not first
+        lost = started - comm.nranks
+
         with comm.trace() as trace:
             comm.all_reduce(weights.copy())
-        console.print("\n[bold]What rank 0 did for it")
+        console.print("\n[bold]What rank 0 did in the last epoch")
         for span in trace.timeline.spans:
             begin, end = (1e6 * (time - trace.timeline.spans[0].start) for time in (span.start, span.end))
             console.print(f"  {begin:7.0f} to {end:7.0f} us  {span.label}", markup=False)
@@ -148,30 +179,6 @@ def main(argv=()) -> int:
         due = len(clusters) > 1 and max(len(cluster.border) for cluster in clusters) > 1
         alone_here = len(comm.topology.cluster_of(comm.rank).border) == 1
         by_us = any(label.startswith("reduce ") for label in labels_run)
-
-        console.print("\n[bold]Training")
-        state, victim = start(xp, weights), comm.rank == args.kill
-
-        def training(comm):
-            """Train on what the ranks of `comm` hold together; returns it, and the bytes sent between clusters."""
-            shard = images[comm.rank :: comm.nranks], labels[comm.rank :: comm.nranks]  # mostly of unequal sizes
-            before = comm.statistics().bytes_between_clusters
-            epochs = train(xp, state, shard, len(images), comm.all_reduce)
-            left = EPOCHS - state.epoch
-            for epoch in track(epochs, "epochs", total=left, console=console, disable=not first):
-                if epoch in SHOWN:
-                    console.print(f"  epoch {epoch:3}: accuracy {accuracy(xp, weights, *test):.4f}")
-                if args.elastic:
-                    state.commit()
-                if victim and epoch == EPOCHS // 2:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return comm, comm.statistics().bytes_between_clusters - before
-
-        started = comm.nranks
-        comm, sent = elastic.run(training, comm, state) if args.elastic else training(comm)
-        sent, first = agreed(comm, [sent], "sum")[0], comm.rank == 0
-        console.quiet = not first
-        lost = started - comm.nranks
 
         # Rank 0 trains once more, alone, on all of the data.
         alone = xp.asarray(initial_weights())
@@ -191,9 +198,13 @@ def main(argv=()) -> int:
             f"accuracy {scores[0]:.4f}, and {scores[1]:.4f} in one process": scores[0] == scores[1] > 0.95,
             "remote gradients added by the vendor wherever a cluster has two border ranks": by_vendor == due
             and (alone_here or not by_us),
-            f"bytes between clusters {sent}, the least possible {least}": sent == least or lost > 0,
+            f"bytes between clusters {sent}, the least possible {least}": sent == least or began > 0,
             f"largest difference from one process {difference:.1e}, allowed 1e-12": difference < 1e-12,
-            **({f"{lost} of {started} ranks lost, and the others went on": lost == 1} if args.kill is not None else {}),
+            **(
+                {f"rank {args.kill} was lost, {lost} of {started} seats are free": began > 0}
+                if args.kill is not None
+                else {}
+            ),
             f"weights bit-identical on all {comm.nranks} ranks": bool((lowest == highest).all()),
         }
         held = agreed(comm, [int(proof) for proof in proofs.values()], "min")  # on every rank

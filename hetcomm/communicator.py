@@ -34,9 +34,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -47,13 +48,15 @@ from hetcomm.agreement.agreement import Intent
 from hetcomm.agreement.closing import Parting
 from hetcomm.calls.arguments import check_integer
 from hetcomm.calls.spec import EXPLAINED, SPECS
-from hetcomm.errors import HetcommError, UsageError
+from hetcomm.errors import HetcommError, PeerFailureError, UsageError
 from hetcomm.execution.streams import Streams
 from hetcomm.job import leaving
 from hetcomm.job.detect import restrict
-from hetcomm.job.job import open_job
+from hetcomm.job.job import Job, open_job
+from hetcomm.job.launcher import Launcher
 from hetcomm.job.settings import settings
 from hetcomm.job.survivors import rewire
+from hetcomm.job.tcp import LostForGood
 from hetcomm.job.wiring import Parts, wire
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
@@ -143,15 +146,28 @@ def init(
         CollectiveTimeoutError: Not all ranks called this in time.
     """
     found, failure = settings(config, vendor, cluster, timeout)
-    job = open_job(found, comm, topology, worker, endpoints, failure)
-    try:
-        parts = wire(job, job.group, range(job.group.nranks), job.topology)
-    except BaseException:
-        job.close()
-        raise
-    made = Communicator(parts, _token=_TOKEN)
-    leaving.close_at_exit(made)
-    return made
+    return _meet(partial(open_job, found, comm, topology, worker, endpoints, failure), found.timeout)
+
+
+def _meet(open_: Callable[[], Job], seconds: float) -> Communicator:
+    """Meet the other ranks; again, where some are lost meanwhile that the launcher starts again, for so long."""
+    launcher = Launcher.from_environ()
+    until = time.monotonic() + (seconds if launcher is not None and launcher.restarts else 0.0)
+    while True:
+        try:
+            job = open_()
+            try:
+                parts = wire(job, job.group, range(job.group.nranks), job.topology)
+            except BaseException:
+                job.close()
+                raise
+        except PeerFailureError as error:
+            if isinstance(error, LostForGood) or time.monotonic() > until:
+                raise
+        else:
+            made = Communicator(parts, _token=_TOKEN)
+            leaving.close_at_exit(made)
+            return made
 
 
 _TOKEN = object()
@@ -325,6 +341,48 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             engine.abandon("shrinks it")
             parts = rewire(self._parts, engine.ended, seconds)
             return self._become(Communicator(parts, self._parent, _token=_TOKEN))
+
+    def reconfigure(self) -> Communicator:
+        """Meet again, with new processes in the seats of ranks that are lost, and close this communicator. Collective.
+
+        For jobs of `hetcomm run --restarts N`, which starts ranks again that fail: those that are left call this, the
+        new processes `hetcomm.init`. All get a communicator of all ranks of the job, each with the number it has always
+        had, also where this one has been shrunk. The new communicator shares nothing with this one, so nothing that was
+        on its way reaches it; parts made by `split` are closed with this one, whose settings it has.
+
+        Should ranks be lost meanwhile that are started again, all meet once more.
+
+        Returns:
+            The new communicator; `with hetcomm.init() as comm:` closes it at the end of its block.
+
+        Raises:
+            UsageError: This communicator is closed, or not that of all ranks of a job; or they met over MPI, or share
+                a worker, so that they cannot meet again.
+            PeerFailureError: On every rank that is left, if a rank has ended for good. This communicator is not closed
+                then: the others may `shrink` it.
+            CollectiveTimeoutError: Some ranks did not come in time; `ranks` names them. This communicator is not
+                closed.
+        """
+        engine = self._engine
+        engine.check_owner()
+        engine.refuse_in_between()
+        job = self._parts.job
+        problem, remedy = "", "Go on with those that are left: shrink."
+        if self._closed:
+            problem, remedy = "this communicator is closed", "Call this before it is closed."
+        elif self._parent is not None:
+            problem, remedy = "this communicator is a part of another", "Call this of that which hetcomm.init has made."
+        elif job.again is None:
+            problem = "the ranks of this job cannot meet again: they met over MPI, or share a worker with its owner"
+            remedy = f"Start it with 'hetcomm run --restarts N'. {remedy}"
+        if problem or job.again is None:
+            raise UsageError(problem, remedy=remedy, rank=self._rank)
+        with engine.lock:
+            engine.abandon("reconfigures it")
+        successor = _meet(job.again, job.config.timeout)
+        self._close(0.0)
+        self._successor = successor
+        return successor
 
     def _become(self, successor: Communicator) -> Communicator:
         """Close this communicator, whose place another one takes."""

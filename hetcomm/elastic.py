@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hetcomm.communicator import Communicator
-from hetcomm.errors import PeerFailureError, UsageError
+from hetcomm.errors import PeerFailureError, UsageError, VendorError
 
 __all__ = ["State", "run"]
 
@@ -114,7 +114,7 @@ class State:
                 ) from error
 
 
-def run(function: Callable[[Communicator], _T], comm: Communicator, state: State) -> _T:
+def run(function: Callable[[Communicator], _T], comm: Communicator, state: State, *, replace: bool = False) -> _T:
     """Call `function(comm)`; whenever ranks are lost in it, shrink, go back to the last commit, and call it again.
 
     Collective. Leaving a `with` block of the communicator given here closes the one that has come of it.
@@ -124,6 +124,9 @@ def run(function: Callable[[Communicator], _T], comm: Communicator, state: State
             communicator that it is given, and parts that it makes of that.
         comm: The first communicator.
         state: What all of them have in common.
+        replace: Whether to wait for new processes in the seats of the lost (`Communicator.reconfigure`), and to shrink
+            only where none comes. These call `run` too, with a state of the same names, and get that of the others: so
+            no rank may make other calls on `comm` before this one.
 
     Returns:
         What the function returns.
@@ -139,7 +142,16 @@ def run(function: Callable[[Communicator], _T], comm: Communicator, state: State
             return function(comm)
         except PeerFailureError as error:
             _log.warning("[rank %d] going on without those that were lost: %s", comm.rank, error)
-            comm = comm.shrink()
+            comm = _renewed(comm, replace)
+
+
+def _renewed(comm: Communicator, replace: bool) -> Communicator:
+    if replace:
+        try:
+            return comm.reconfigure()
+        except (PeerFailureError, VendorError) as error:
+            _log.warning("[rank %d] nobody takes the seats of those: %s", comm.rank, error)
+    return comm.shrink()
 
 
 def _is_array(value: Any) -> bool:

@@ -381,7 +381,9 @@ VARIABLES = (
 """All variables that `Config.from_environ` reads."""
 
 _PREFIX = "HETCOMM_"
-_OF_LAUNCHER = frozenset({"HETCOMM_RANK", "HETCOMM_NRANKS", "HETCOMM_ADDRESS", "HETCOMM_KEY"})
+_OF_LAUNCHER = frozenset(
+    {"HETCOMM_RANK", "HETCOMM_NRANKS", "HETCOMM_ADDRESS", "HETCOMM_KEY", "HETCOMM_RESTARTS", "HETCOMM_LIFE"}
+)
 _READ_ELSEWHERE = _OF_LAUNCHER | frozenset(  # by hetcomm's build, tests and benchmarks
     {"HETCOMM_CUPY_WHEELS", "HETCOMM_GPU_MATRIX_SECONDS", "HETCOMM_LAB", "HETCOMM_ONECCL_HOME"}
 )

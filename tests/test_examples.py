@@ -143,7 +143,7 @@ def test_digits_goes_on_without_a_rank() -> None:
     assert caught.value.failures.keys() == {1}, output
     assert caught.value.results == {0: 0, 2: 0, 3: 0}, output
     assert output.count(" ok ") == 6, output
-    assert "1 of 4 ranks lost, and the others went on" in output
+    assert "rank 1 was lost, 1 of 4 seats are free" in output
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ class _Segments(click.Command):
 @click.option("--vendor", help="Their vendor: HETCOMM_VENDOR.")
 @click.option("--cluster", help="What tells their cluster from others of that vendor: HETCOMM_CLUSTER.")
 @click.option("-x", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable for them; may be given again.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    help="How often, in all, ranks that fail are started again; 0 unless told.",
+)
 @click.option("--timeout", type=float, help="Seconds the whole job may take.")
 @click.option("--prefix/--no-prefix", default=None, help="Begin lines of output with [rank]; on unless told.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
@@ -64,7 +69,8 @@ def run(segments: list[dict[str, Any]]) -> None:
         hetcomm run -n 1 -- python server.py : -n 3 -- python client.py
 
     A rank that fails does not end the others, which are told. Its error is shown in full, those of the others in a
-    line. Ctrl-C and SIGTERM go to all ranks, once; what is left after 5 seconds, or at the second signal, is killed.
+    line. With --restarts it is started again, and may take its seat (Communicator.reconfigure); ranks of the vendor mpi
+    are not. Ctrl-C and SIGTERM go to all ranks, once; what is left after 5 seconds, or at the second signal, is killed.
 
     The exit status is that of the first rank that failed (128 + signal for one that was killed), 124 where --timeout
     has passed, 2 where the job cannot be started.
@@ -83,6 +89,7 @@ def run(segments: list[dict[str, Any]]) -> None:
         stdout=_writer(sys.stdout.buffer),
         stderr=_writer(sys.stderr.buffer),
         timeout=min(limits, default=None),
+        restarts=max(each["restarts"] or 0 for each in segments),
         prefix=all(each["prefix"] is not False for each in segments),
     )
     sys.exit(status)

@@ -85,6 +85,7 @@ def run_job(
     timeout: float | None = None,
     prefix: bool = True,
     grace: float = GRACE,
+    restarts: int = 0,
 ) -> int:
     """Start the ranks of all segments on this machine and wait until all have ended; no process is left.
 
@@ -97,16 +98,19 @@ def run_job(
         timeout: Seconds after which the ranks get SIGTERM, and after `grace` SIGKILL.
         prefix: Whether lines begin with their rank.
         grace: Seconds.
+        restarts: How often, in all, a rank that fails is started again; those of the vendor `mpi` are not.
 
     Returns:
-        0 if all ranks ended with 0, else the exit status of the first that failed, 128 + signal for one that was
-        killed; `TIMED_OUT` after `timeout`.
+        0 if all ranks ended with 0, perhaps after they had been started again, else the exit status of the first that
+        failed, 128 + signal for one that was killed; `TIMED_OUT` after `timeout`.
 
     Raises:
         UsageError: A program cannot be started, or there is no mpirun for ranks of the vendor `mpi`.
     """
     with contextlib.ExitStack() as stack:
-        job = _Job(segments, Report(sum(each.nranks for each in segments), stdout, stderr, prefix), stderr, grace)
+        job = _Job(
+            segments, Report(sum(each.nranks for each in segments), stdout, stderr, prefix), stderr, grace, restarts
+        )
         stack.callback(job.close)
         stack.enter_context(job.signals())
         job.start(stack)
@@ -115,11 +119,17 @@ def run_job(
 
 class _Job:
     def __init__(
-        self, segments: Sequence[Segment], report: Report, stderr: Callable[[bytes], None], grace: float
+        self,
+        segments: Sequence[Segment],
+        report: Report,
+        stderr: Callable[[bytes], None],
+        grace: float,
+        restarts: int,
     ) -> None:
         self._report = report
         self._stderr = stderr
         self._grace = grace
+        self._restarts = restarts
         self._selector = selectors.DefaultSelector()
         nranks = sum(segment.nranks for segment in segments)
         key = token_hex(32)
@@ -128,7 +138,7 @@ class _Job:
         for segment in segments:
             for _ in range(segment.nranks):
                 number = len(self._ranks)
-                env = {**segment.env, **variables(number, nranks, self._rendezvous.address, key)}
+                env = {**segment.env, **variables(number, nranks, self._rendezvous.address, key, restarts)}
                 self._ranks.append(_Rank(number, segment.command, env))
         self._mpirun: Mpirun | None = None
         self._signals = 0
@@ -139,13 +149,14 @@ class _Job:
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Start all ranks; on leaving `stack` none is left."""
-        base = outside(os.environ)
+        self._stack, self._base = stack, outside(os.environ)
+        base = self._base
         for rank in self._ranks:
             (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
             rank.pipes = (out, err)
         over_mpi = [rank for rank in self._ranks if {**base, **rank.env}.get("HETCOMM_VENDOR") == "mpi"]
         direct = [rank for rank in self._ranks if rank not in over_mpi]
-        starts = [Start(rank.command, {**base, **rank.env}, *rank.pipes) for rank in direct]
+        starts = [self._start_of(rank) for rank in direct]
         if over_mpi:
             asked = {rank.number: Asked(rank.command, rank.env, rank.pipes) for rank in over_mpi}
             self._mpirun = Mpirun(asked, self._selector, self._begun, self._ended, self._stderr)
@@ -162,6 +173,22 @@ class _Job:
             self._begun(rank.number, process.pid)
         if self._mpirun is not None:
             self._mpirun.watch(started[-1])
+
+    def _start_of(self, rank: _Rank) -> Start:
+        return Start(rank.command, {**self._base, **rank.env}, *rank.pipes)
+
+    def _start_again(self, rank: _Rank) -> bool:
+        """Start another process for a rank that has failed; whether that went well."""
+        rank.env["HETCOMM_LIFE"] = str(int(rank.env["HETCOMM_LIFE"]) + 1)
+        (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
+        rank.pipes = (out, err)
+        try:
+            (rank.process,) = self._stack.enter_context(processes([self._start_of(rank)], self._grace, True))
+        except OSError:  # its program is gone
+            rank.close_writing()
+            return False
+        self._begun(rank.number, rank.process.pid)
+        return True
 
     def _begun(self, number: int, pid: int) -> None:
         rank = self._ranks[number]
@@ -208,6 +235,8 @@ class _Job:
         assert rank.process is not None
         assert rank.pidfd is not None
         self._selector.unregister(rank.pidfd)
+        os.close(rank.pidfd)
+        rank.pidfd = None
         signal_group(rank.process.pid, signal.SIGKILL)
         self._ended(rank.number, rank.process.wait())
 
@@ -215,10 +244,18 @@ class _Job:
         rank = self._ranks[number]
         if rank.returncode is not None:
             return
-        rank.returncode = returncode
-        self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0)
+        again = returncode != 0 and self._restarts > 0 and rank.process is not None and not self._signals
+        self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0, again=again)
         for name in ("stdout", "stderr"):
             self._read(rank, name, whole=True)
+            self._close_pipe(rank, name)
+        if again:
+            self._restarts -= 1
+            self._report.restarted(rank.number, returncode)
+            if self._start_again(rank):
+                return
+            self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0)
+        rank.returncode = returncode
         self._report.ended(rank.number, returncode)
 
     # ---- the end

@@ -136,6 +136,15 @@ class Report:
             self._waiting.append(failure)
         self.look()
 
+    def restarted(self, rank: int, returncode: int) -> None:
+        """A rank has failed, and another process is about to take its place: that is no failure of the job."""
+        state = self._ranks[rank]
+        self._write(self._stdout, rank, state.stdout.rest())
+        self._take(rank, state.stderr.rest())
+        held, state.held = state.held, []
+        self._write(self._stderr, rank, held)
+        self._say(rank, f"{how(returncode)}; it is started again".encode())
+
     def look(self) -> None:
         """What the passing of time brings: called at least every tenth of a second."""
         now = time.monotonic()

@@ -77,10 +77,12 @@ class Ended:
     Attributes:
         fate: As a clause: 'ended before it had joined the job in hetcomm.init (exit status 0)'.
         because: The ranks that had ended before, of which it was told; empty where it ended of itself.
+        again: Whether it is started again, and may come to a later meeting.
     """
 
     fate: str
     because: tuple[int, ...] = ()
+    again: bool = False
 
 
 class Frames:
@@ -156,7 +158,9 @@ def unpack_part(data: bytes) -> tuple[tuple[int, ...], int, bytes]:
 
 def pack_ended(ended: dict[int, Ended]) -> bytes:
     """What became of ranks of the job."""
-    return json.dumps([(rank, each.fate, list(each.because)) for rank, each in sorted(ended.items())]).encode()
+    return json.dumps(
+        [(rank, each.fate, list(each.because), each.again) for rank, each in sorted(ended.items())]
+    ).encode()
 
 
 def unpack_ended(data: bytes) -> dict[int, Ended]:
@@ -166,6 +170,9 @@ def unpack_ended(data: bytes) -> dict[int, Ended]:
         TransportError: It did not.
     """
     try:
-        return {int(rank): Ended(str(fate), tuple(map(int, because))) for rank, fate, because in json.loads(data)}
+        return {
+            int(rank): Ended(str(fate), tuple(map(int, because)), bool(again))
+            for rank, fate, because, again in json.loads(data)
+        }
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise TransportError(f"a bootstrap message does not say which ranks have ended: {error}") from error

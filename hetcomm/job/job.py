@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from hetcomm.devices.base import Device
 from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError
 from hetcomm.execution.tags import Contexts, contexts_on
 from hetcomm.job import detect
-from hetcomm.job.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi
+from hetcomm.job.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi, uses_tcp
 from hetcomm.job.connected import ConnectedGroup
 from hetcomm.topology.costs import Calibration
 from hetcomm.topology.model import Topology
@@ -53,6 +54,7 @@ class Job:
         contexts: See `hetcomm.execution.tags`.
         pump: That of the process, which moves this job with all others.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
+        again: Opens it again with whoever is there then; None where the ranks cannot meet twice.
         devices: Those that arrays have been on so far.
         unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
@@ -64,6 +66,7 @@ class Job:
     contexts: Contexts
     pump: Pump
     calibration: Calibration | None = None
+    again: Callable[[], Job] | None = None
     devices: Devices = field(default_factory=Devices)
     unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
@@ -152,8 +155,11 @@ def open_job(
             group.close()
         raise
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
+    again = None
+    if uses_tcp(config, comm) and worker is None:
+        again = partial(open_job, config, topology=topology)
     config = replace(config, inline_bytes=inline_bytes)
-    return Job(config, transport, group, found, contexts, pump, calibration)
+    return Job(config, transport, group, found, contexts, pump, calibration, again)
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:

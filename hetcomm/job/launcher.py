@@ -49,6 +49,7 @@ class Launcher:
         remedy: What to do where its processes do not find one another.
         address: Where its processes meet over TCP, as host:port; '' if it serves no such rendezvous.
         key: What they show there, in hexadecimal digits.
+        restarts: How often the launcher starts ranks again that fail, in all.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Launcher:
     remedy: str = _TWO_MPIS
     address: str = ""
     key: str = field(default="", repr=False)
+    restarts: int = 0
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Launcher | None:
@@ -71,6 +73,7 @@ class Launcher:
                 starts_mpi=False,
                 address=env["HETCOMM_ADDRESS"],
                 key=env.get("HETCOMM_KEY", ""),
+                restarts=int(env["HETCOMM_RESTARTS"]) if _are_numbers(env, "HETCOMM_RESTARTS") else 0,
             )
         for name, rank, nranks, remedy in _MPI:
             if _are_numbers(env, rank, nranks):
@@ -85,9 +88,11 @@ class Launcher:
         return None
 
 
-def variables(rank: int, nranks: int, address: str, key: str) -> dict[str, str]:
-    """What `hetcomm run` sets for a rank, as `Launcher.from_environ` reads it."""
+def variables(rank: int, nranks: int, address: str, key: str, restarts: int = 0, life: int = 0) -> dict[str, str]:
+    """What `hetcomm run` sets for a rank, as `Launcher.from_environ` reads it; `life` counts its processes, from 0."""
     return {
+        "HETCOMM_RESTARTS": str(restarts),
+        "HETCOMM_LIFE": str(life),
         "HETCOMM_RANK": str(rank),
         "HETCOMM_NRANKS": str(nranks),
         "HETCOMM_ADDRESS": address,

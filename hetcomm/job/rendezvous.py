@@ -28,6 +28,7 @@ __all__ = ["Rendezvous"]
 _HANDSHAKE_SECONDS = 10.0
 _STRANGERS = 64  # connections at once that have not shown the key, beside one for each rank
 _LISTENING = 1024
+_ALL = 1 << 62  # meetings
 _UNEXPLAINED = 0.25  # seconds that a connection may be closed before its rank's process is known to have ended
 
 
@@ -73,7 +74,7 @@ class Rendezvous:
         self._connections: list[_Connection] = []
         self._meetings: Counter[int] = Counter()  # of each rank, that it has come to
         self._exchanges: dict[tuple[int, tuple[int, ...], int], _Exchange] = {}
-        self._ended: dict[int, frames.Ended] = {}
+        self._ended: dict[int, tuple[int, frames.Ended]] = {}  # and from which meeting on it may come again
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     @property
@@ -82,7 +83,7 @@ class Rendezvous:
         host, port = self._listener.getsockname()
         return f"{host}:{port}"
 
-    def ended(self, rank: int, how: str, killed: bool) -> None:
+    def ended(self, rank: int, how: str, killed: bool, again: bool = False) -> None:
         """The process of a rank has ended: whoever waits for it is told at once.
 
         A rank that ended when it had been told of another's end is taken to have given up because of that one.
@@ -91,12 +92,14 @@ class Rendezvous:
             rank: The rank.
             how: 'exit status 1', for example.
             killed: By a signal, so that it has not given up by itself.
+            again: Another process is about to take its place: it may come to the meetings that it has not come to.
         """
         because: set[int] = set()
         if not killed and self._meetings[rank]:
-            for other, each in self._ended.items():
+            for other, (_, each) in self._ended.items():
                 because.update(each.because or (other,))
-        self._ended[rank] = frames.Ended(how, tuple(sorted(because)))
+        until = self._meetings[rank] if again else _ALL
+        self._ended[rank] = until, frames.Ended(how, tuple(sorted(because)), again)
         self._fail_exchanges()
         for connection in self._known():
             self._tell_ended(connection, rank)
@@ -258,15 +261,18 @@ class Rendezvous:
         return {cause: found for cause in causes if (found := self._fate(cause, meeting)) is not None}
 
     def _tell_ended(self, connection: _Connection, *ranks: int) -> None:
-        found = {rank: self._fate(rank, connection.meeting) or self._ended[rank] for rank in ranks}
-        self._send(connection, frames.frame(b"E", 0, frames.pack_ended(found)))
+        found = {rank: fate for rank in ranks if (fate := self._fate(rank, connection.meeting)) is not None}
+        if found:
+            self._send(connection, frames.frame(b"E", 0, frames.pack_ended(found)))
 
     def _fate(self, rank: int, meeting: int) -> frames.Ended | None:
         """What keeps a rank from ever taking part in exchanges of a meeting."""
         come = self._meetings[rank] > meeting
-        if (found := self._ended.get(rank)) is not None:
+        until, found = self._ended.get(rank, (0, None))
+        if found is not None and meeting < until:
             where = "while a communicator was set up" if come else "before it had joined the job in hetcomm.init"
-            return frames.Ended(f"ended {where} ({found.fate})", found.because)
+            then = ", and is started again" if found.again else ""
+            return frames.Ended(f"ended {where} ({found.fate}){then}", found.because, found.again)
         closed = [each.closed for each in self._connections if (each.rank, each.meeting) == (rank, meeting)]
         if closed and closed[0] is not None and time.monotonic() > closed[0] + _UNEXPLAINED:
             return frames.Ended("has given up, or has closed its communicator")

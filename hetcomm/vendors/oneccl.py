@@ -103,6 +103,9 @@ _CAPABILITIES = Capabilities(
 )
 
 
+_first: list[str] = []  # the address of the store of this process's first communicator: that of all its later ones
+
+
 class OneCclVendor:
     """Makes oneCCL communicators; needs no MPI, only the group."""
 
@@ -138,10 +141,18 @@ class OneCclVendor:
         if group.nranks == 1:
             return HostCommunicator(self.name, self.capabilities, 0, 1, None)
         problem, address, store, module = b"", b"", None, None
-        said = group.all_gather(json.dumps([dataclasses.asdict(network.here()), *segments.here()]).encode())
+        said = group.all_gather(json.dumps([dataclasses.asdict(network.here()), *segments.here(), *_first]).encode())
         answers = [json.loads(text) for text in said]
-        within = network.is_one_host([network.Place(**place) for place, _, _ in answers])
-        pids = [pid for _, where, pid in answers if where == segments.here()[0]]
+        within = network.is_one_host([network.Place(**place) for place, *_ in answers])
+        pids = [pid for _, where, pid, *_ in answers if where == segments.here()[0]]
+        if len({tuple(first) for _, _, _, *first in answers}) > 1:
+            raise VendorError(
+                "vendor 'oneccl': ranks cannot be added to those that have shared a oneCCL communicator before: the "
+                "library does not let them in",
+                remedy="Shrink the communicator, or drive clusters whose ranks are to be replaced by another vendor, "
+                "'ucx' or 'gloo'.",
+                rank=group.rank,
+            )
         try:
             module = self._load(_WITHIN if within else {})
             if group.rank == 0:
@@ -154,6 +165,7 @@ class OneCclVendor:
                 raise VendorError(f"vendor 'oneccl' failed on rank {rank} of its cluster: {text.decode()}")
         address = group.broadcast(address if group.rank == 0 else None)
         assert module is not None  # there was no problem
+        _first[:] = _first or [address.hex()]
         library = apart(group, partial(_make, module, group, store, address, pids), "oneCCL makes a communicator")
         return HostCommunicator(self.name, self.capabilities, group.rank, group.nranks, library)
 
