@@ -56,7 +56,6 @@ from hetcomm.job.job import Job, open_job
 from hetcomm.job.launcher import Launcher
 from hetcomm.job.settings import settings
 from hetcomm.job.survivors import rewire
-from hetcomm.job.tcp import LostForGood
 from hetcomm.job.wiring import Parts, wire
 from hetcomm.methods.collectives import Collectives
 from hetcomm.methods.messages import Messages
@@ -162,7 +161,7 @@ def _meet(open_: Callable[[], Job], seconds: float) -> Communicator:
                 job.close()
                 raise
         except PeerFailureError as error:
-            if isinstance(error, LostForGood) or time.monotonic() > until:
+            if error.is_final or time.monotonic() > until:
                 raise
         else:
             made = Communicator(parts, _token=_TOKEN)

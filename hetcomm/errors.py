@@ -132,7 +132,12 @@ class PeerFailureError(TransportError):
     """Ranks have died, left or cannot be reached any more; `ranks` names all that are known, and nobody else.
 
     Who only gave up because of them is not among them. `origin` is the rank that found out first.
+
+    Attributes:
+        is_final: Whether the launcher has said that it will not start all of them again.
     """
+
+    is_final: bool = False
 
 
 class DepartedError(PlanMismatchError, PeerFailureError):

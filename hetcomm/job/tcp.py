@@ -19,15 +19,11 @@ from hetcomm.job import frames
 from hetcomm.job.group import JobGroup, WaitingGroup, unpack
 from hetcomm.job.launcher import Launcher
 
-__all__ = ["LostForGood", "TcpGroup"]
+__all__ = ["TcpGroup"]
 
 _CONNECTING = 10.0  # seconds: the launcher serves the rendezvous before it starts ranks
 _ASKING = 1.0  # seconds that the rendezvous gets to say who is missing
 _LOOK = "Look at the output of those ranks for why they ended."
-
-
-class LostForGood(PeerFailureError):
-    """Ranks have ended, and not all of them are started again."""
 
 
 class _Connection:
@@ -196,13 +192,15 @@ class TcpGroup(WaitingGroup):
         """The error that names ranks of the job, in terms of this group; not those that gave up because of others."""
         own = {rank: each for rank, each in ended.items() if not set(each.because) & set(ended)}
         here = {self._ranks.index(rank): each.fate for rank, each in own.items()}
-        return (PeerFailureError if all(each.again for each in own.values()) else LostForGood)(
+        error = PeerFailureError(
             "; ".join(f"rank {rank} {fate}" for rank, fate in sorted(here.items())),
             rank=self.rank,
             ranks=here,
             origin=self.rank,
             remedy=_LOOK,
         )
+        error.is_final = not all(each.again for each in own.values())
+        return error
 
 
 def _connect(launcher: Launcher, seconds: float) -> socket.socket:
