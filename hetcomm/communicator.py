@@ -318,7 +318,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         still under way here fails; what ranks that are left out have sent meets nothing in the new communicator. Parts
         made by `split` stay: those that have lost a rank can be shrunk by themselves.
 
-        `with hetcomm.init() as comm:` closes, at the end of its block, the communicator that has come of `comm`.
+        The end of a `with` block of this communicator closes the one that has come of it.
 
         Args:
             timeout: Seconds that the ranks which are left may take to come; the communicator's unless given.
@@ -352,7 +352,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Should ranks be lost meanwhile that are started again, all meet once more.
 
         Returns:
-            The new communicator; `with hetcomm.init() as comm:` closes it at the end of its block.
+            The new communicator. The end of a `with` block of this one closes that.
 
         Raises:
             UsageError: This communicator is closed, or not that of all ranks of a job; or they met over MPI, or share

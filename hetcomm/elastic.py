@@ -1,4 +1,4 @@
-"""Go on from the last commit when ranks are lost: what a long computation needs beside `Communicator.shrink`.
+"""Go on from the last commit when ranks are lost: what a long computation needs beside `Communicator.shrink`::
 
     state = elastic.State(weights=weights, speed=speed, epoch=0)
 
