@@ -26,7 +26,7 @@ from hetcomm.job.group import pack
 __all__ = ["Rendezvous"]
 
 _HANDSHAKE_SECONDS = 10.0
-_STRANGERS = 64  # connections at once that have not shown the key, beside one for each rank
+_STRANGERS = 256  # connections at once that have not shown the key, beside one for each rank
 _LISTENING = 1024
 _ALL = 1 << 62  # meetings
 _UNEXPLAINED = 0.25  # seconds that a connection may be closed before its rank's process is known to have ended
@@ -131,9 +131,9 @@ class Rendezvous:
         except (BlockingIOError, ConnectionError):
             return
         connected.setblocking(False)
-        if sum(each.rank < 0 for each in self._connections) >= _STRANGERS + self._nranks:
-            connected.close()
-            return
+        strangers = [each for each in self._connections if each.rank < 0]
+        if len(strangers) >= _STRANGERS + self._nranks:  # a rank takes milliseconds: who came first has had its time
+            self._drop(strangers[0])
         connection = _Connection(connected, token_bytes(frames.NONCE), time.monotonic())
         self._connections.append(connection)
         self._watch(connection)

@@ -22,6 +22,8 @@ from hetcomm.job.launcher import Launcher
 __all__ = ["TcpGroup"]
 
 _CONNECTING = 10.0  # seconds: the launcher serves the rendezvous before it starts ranks
+_TRIES = 8  # to connect: strangers may be so many that the rendezvous lets go of a rank with the oldest of them,
+_BETWEEN = 0.05  # and seconds between two of them
 _ASKING = 1.0  # seconds that the rendezvous gets to say who is missing
 _LOOK = "Look at the output of those ranks for why they ended."
 
@@ -216,26 +218,39 @@ def _connect(launcher: Launcher, seconds: float) -> socket.socket:
             remedy="They are set by 'hetcomm run'; start the ranks with it, or unset them.",
         )
     deadline = time.monotonic() + seconds
-    try:
-        connected = socket.create_connection((host, number), seconds)
+    for tries_left in reversed(range(_TRIES)):
         try:
-            theirs = _read(connected, frames.NONCE, deadline)
-            mine = token_bytes(frames.NONCE)
-            shown = frames.mac(key, "rank", launcher.rank, theirs, mine)
-            connected.sendall(frames.HELLO.pack(launcher.rank, mine, shown))
-            right = frames.mac(key, "rendezvous", launcher.rank, mine, theirs)
-            if not hmac.compare_digest(_read(connected, frames.WELCOME, deadline), right):
-                raise ConnectionError("what answers there has not got the key of the job")
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            connected.close()
-            raise
-    except OSError as error:
-        raise TransportError(
-            f"the rendezvous of the job at {launcher.address} cannot be used: {error}",
-            remedy="See whether the launcher that started this rank still runs.",
-            rank=launcher.rank,
-        ) from error
+            return _connected((host, number), key, launcher.rank, deadline)
+        except OSError as error:
+            if not tries_left or not isinstance(error, ConnectionError) or time.monotonic() > deadline:
+                raise TransportError(
+                    f"the rendezvous of the job at {launcher.address} cannot be used: {error}",
+                    remedy="See whether the launcher that started this rank still runs.",
+                    rank=launcher.rank,
+                ) from error
+            time.sleep(_BETWEEN)
+    raise AssertionError("the last try returns or raises")
+
+
+def _connected(address: tuple[str, int], key: bytes, rank: int, deadline: float) -> socket.socket:
+    """One try.
+
+    Raises:
+        OSError: It went wrong.
+    """
+    connected = socket.create_connection(address, max(1e-3, deadline - time.monotonic()))
+    try:
+        theirs = _read(connected, frames.NONCE, deadline)
+        mine = token_bytes(frames.NONCE)
+        shown = frames.mac(key, "rank", rank, theirs, mine)
+        connected.sendall(frames.HELLO.pack(rank, mine, shown))
+        right = frames.mac(key, "rendezvous", rank, mine, theirs)
+        if not hmac.compare_digest(_read(connected, frames.WELCOME, deadline), right):
+            raise PermissionError("what answers there has not got the key of the job")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        connected.close()
+        raise
     return connected
 
 

@@ -20,6 +20,8 @@ from hetcomm.job.launcher import Launcher, variables
 from hetcomm.job.rendezvous import Rendezvous
 from hetcomm.types import Config
 
+from .strangers import Crowd, recorded
+
 KEY = "ab" * 32
 DEADLINE = 20.0
 PROMPT = 1.0
@@ -266,3 +268,21 @@ def test_when_the_bootstrap_goes_over_tcp(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("_HETCOMM_RANK", "1 127.0.0.1:9")
     with pytest.raises(UsageError, match=r"is a child of process 1, which is a rank of the job"):
         bootstrap(Config())
+
+
+def test_ranks_meet_in_a_crowd_of_a_thousand_strangers() -> None:
+    with served(4) as (place, pool):
+        host, port = place.rendezvous.address.rsplit(":", 1)
+        crowd = Crowd((host, int(port)), 1000, recorded(bytes.fromhex(KEY)))
+        try:
+            while crowd.opened < 300:
+                time.sleep(0.01)
+            joining = [pool.submit(place.join, me) for me in range(4)]
+            groups = [each.result(DEADLINE) for each in joining]
+            while crowd.opened < 1000:
+                time.sleep(0.01)
+            futures = [pool.submit(group.all_gather, b"%d" % me) for me, group in enumerate(groups)]
+            assert [future.result(DEADLINE) for future in futures] == [[b"0", b"1", b"2", b"3"]] * 4
+        finally:
+            crowd.close()
+        assert crowd.answered == 0
