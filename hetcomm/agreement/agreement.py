@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from hetcomm._ext import ucp
 from hetcomm.agreement.closing import Closing, Parting
 from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject, unreadable
+from hetcomm.agreement.rollcall import RollCall
 from hetcomm.errors import (
     CollectiveTimeoutError,
     DepartedError,
@@ -124,6 +125,7 @@ class Agreement:
         broken: Why no further call is possible, or None.
         cause: The misuse that broke it, if it was one.
         closing: How the ranks part.
+        roll: Which calls the others have come to.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
@@ -145,13 +147,13 @@ class Agreement:
         self._plans: dict[int, dict[int, Frame]] = {}
         self._approved: set[int] = set()
         self._gone: dict[int, Frame] = {}
-        self._heard: set[int] = set()  # who has told its plan, while `diagnose` asks
         self.unsettled: list[int] = []
         self._why_unsettled: dict[int, HetcommError] = {}
         self._reports: dict[int, dict[int, bool]] = {}
         self._answered: set[int] = set()
         self._settled: dict[int, bool] = {}
         self.closing = Closing(self._rank, self._nranks, mailbox.send, self._disagree)
+        self.roll = RollCall(self._rank, ledger, mailbox.send, lambda: next(iter(self._open), ledger.next_call))
         self._ended: Callable[[], Collection[int]] = tuple
         self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
@@ -283,20 +285,29 @@ class Agreement:
         """The misuse behind an error of the wire, the peer or a vendor in a call, or `error` itself.
 
         When ranks run different plans, what is seen first may be a message of the wrong length, or a peer that has
-        raised and gone. So the plans are compared, as far as the others answer at once.
+        raised and gone. So the plans are compared, as far as the others answer at once; those that have none for this
+        call say where they are (`roll`).
         """
         if self._nranks == 1 or not isinstance(error, (TransportError, VendorError)):
             return error
         if ticket.error is None and ticket.call in self._open:
-            self._heard.clear()
             self._send_note(ticket.call, ask=True)
-
-            def answered() -> bool:
-                self.poll()
-                return ticket.error is not None or len(self._heard) == self._nranks - 1
-
-            wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
+            self._call_the_roll(self._mailbox.others(), lambda: ticket.error is not None)
         return ticket.error or self.cause or error
+
+    def locate(self, ranks: Iterable[int]) -> None:
+        """Ask some ranks where they are, and wait a moment for the answers, which are in `roll`."""
+        self._call_the_roll(ranks, lambda: False)
+
+    def _call_the_roll(self, ranks: Iterable[int], enough: Callable[[], bool]) -> None:
+        asked = [rank for rank in ranks if rank != self._rank and rank not in self._gone]
+        self.roll.ask(asked)
+
+        def answered() -> bool:
+            self.poll()
+            return enough() or all(self.roll.has_answered(rank) or rank in self._gone for rank in asked)
+
+        wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
 
     def lateness(self, ticket: Ticket) -> tuple[str, int | None]:
         """What a call that has not begun waits for, as text, and the rank that is missing, if it is one."""
@@ -413,13 +424,12 @@ class Agreement:
         call = frame.call
         match frame.subject:
             case Subject.PLAN | Subject.NOTE:
+                self.roll.hint(frame)
                 if self._leaving and call >= self._ledger.next_call:
                     self._say_gone(frame.source)
                     self._go_alone(_departure(frame.source, frame.text, self._rank))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
-                if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
-                    self._heard.add(frame.source)
                 if frame.subject is Subject.NOTE and frame.flag == _ASK and (mine := self._intent_of(call)) is not None:
                     note = Frame(Subject.NOTE, self._rank, call, _ANSWER, mine.fingerprint, mine.text)
                     self._mailbox.send(note, (frame.source,))
@@ -442,6 +452,8 @@ class Agreement:
                 self._gone.setdefault(frame.source, frame)
             case Subject.CLOSING | Subject.CLOSED | Subject.PARTING | Subject.PARTED:
                 self.closing.record(frame)
+            case Subject.WHERE | Subject.HERE:
+                self.roll.record(frame)
             case Subject.WAITING:
                 if self._leaving:
                     self._say_gone(frame.source)

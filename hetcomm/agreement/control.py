@@ -50,6 +50,8 @@ class Subject(enum.IntEnum):
     PARTING = 9
     PARTED = 10
     WAITING = 11  # I wait for a message from you, or for you to take one: say so if you have left
+    WHERE = 12  # which calls have you come to?
+    HERE = 13  # this many, the last of which is text; number: how many are over; ranks: of whom I need messages
 
 
 class Leaving(enum.IntEnum):

@@ -35,7 +35,7 @@ class Sign(enum.Enum):
     CONDEMNED = "condemned"  # another rank says that it is dead, or it says so of this one
 
 
-_FINAL = {sign: State.DEAD for sign in (Sign.ENDED, Sign.EXPIRED, Sign.CONDEMNED)}
+_FINAL = dict.fromkeys((Sign.ENDED, Sign.EXPIRED, Sign.CONDEMNED), State.DEAD)
 _LIVING = {
     Sign.HEARD: State.ALIVE,
     Sign.SILENT: State.SUSPECTED,

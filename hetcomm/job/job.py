@@ -17,6 +17,8 @@ from hetcomm.devices import Devices
 from hetcomm.devices.base import Device
 from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError
 from hetcomm.execution.tags import Contexts, contexts_on
+from hetcomm.health import heartbeat
+from hetcomm.health.health import Health
 from hetcomm.job import detect
 from hetcomm.job.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi
 from hetcomm.topology.costs import Calibration
@@ -54,6 +56,7 @@ class Job:
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         devices: Those that arrays have been on so far.
         unreleased: Of communicators that are closed: what not all ranks could release at the same time.
+        health: What is known of the other ranks.
     """
 
     config: Config
@@ -65,6 +68,7 @@ class Job:
     calibration: Calibration | None = None
     devices: Devices = field(default_factory=Devices)
     unreleased: list[Parts] = field(default_factory=list)
+    health: Health = field(default_factory=Health)
     _thread: ProgressThread | None = None
 
     def serve(self, device: Device) -> None:
@@ -78,6 +82,8 @@ class Job:
         if self._thread is not None:
             self._thread.stop()
         self.pump.detach(self.transport)
+        self.transport.heed(None)
+        self.health.close()
         self.transport.close()
         self.group.close()
 
@@ -137,6 +143,7 @@ def open_job(
         _connect(transport, statements, group, config)
         found = given if given is not None else detect.build_topology(statements)
         calibration, inline_bytes = _agree_on_plans(config, group)
+        health = _watch(transport, statements, group, config)
     except BaseException:
         if transport is not None:
             transport.close()
@@ -150,7 +157,7 @@ def open_job(
     transport.companion = partial(pump.move_others, transport)  # for its own blocking calls
     contexts = Contexts() if worker is None else contexts_on(transport.handle)
     config = replace(config, inline_bytes=inline_bytes)
-    return Job(config, transport, group, found, contexts, pump, calibration)
+    return Job(config, transport, group, found, contexts, pump, calibration, health=health)
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
@@ -218,6 +225,20 @@ def _connect(transport: UcxTransport, statements: list[detect.Statement], group:
     except Exception as error:  # noqa: BLE001
         failure = typed(error, "greeting the other ranks", kind=TransportError)
     detect.exchange(group, b"", failure, "hetcomm.init")
+
+
+def _watch(transport: UcxTransport, statements: list[detect.Statement], group: JobGroup, config: Config) -> Health:
+    """What is known of the other ranks from now on; collective.
+
+    Raises:
+        TransportError: What one says of its heartbeat cannot be read.
+    """
+    from hetcomm.transport.ucx import home_of
+
+    pulse = heartbeat.begin(group, [home_of(said.address) for said in statements], config.heartbeat_timeout)
+    transport.heed(pulse)
+    hosts = [said.host for said in statements]
+    return Health(group.rank, hosts, transport.processes(), pulse, transport.failed_peers)
 
 
 def _prepare_transport(config: Config) -> None:

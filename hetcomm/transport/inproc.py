@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, TransportError, UsageError
-from hetcomm.transport.base import Request
+from hetcomm.transport.base import Herald, Request
 from hetcomm.types import MemoryKind
 
 __all__ = ["InprocNetwork", "InprocRequest", "InprocTransport"]
@@ -206,6 +206,13 @@ class InprocTransport:
     def dying_peers(self) -> frozenset[int]:
         """None: they die at once."""
         return frozenset()
+
+    def processes(self) -> dict[int, int]:
+        """None: all are this one."""
+        return {}
+
+    def heed(self, herald: Herald | None) -> None:
+        """Nothing: `InprocNetwork.fail` says who is dead."""
 
     def progress(self) -> bool:
         """Let what is due arrive; whether anything did."""

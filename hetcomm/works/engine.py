@@ -582,7 +582,7 @@ class Engine(UnderWay):
                 and self.agreement.broken is None
             ):
                 left = max(0.0, deadline - time.monotonic())
-                parting = self.agreement.close(left, patience, outstanding(), self._ended)
+                parting = self.agreement.close(left, patience, outstanding(), self._inquest.ended)
             if parting is Parting.LOST:
                 self.abandon("closed it without waiting")
             else:

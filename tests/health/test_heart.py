@@ -24,7 +24,8 @@ import socket, sys
 from hetcomm._ext.heart import Heart
 own = socket.create_server(("127.0.0.1", int(sys.argv[2])))
 own.setblocking(False)
-heart = Heart(int(sys.argv[1]), 3, own.detach(), {int(sys.argv[4]): ("127.0.0.1", int(sys.argv[3]))}, bytes(range(16)), 60.0)
+partner = {int(sys.argv[4]): ("127.0.0.1", int(sys.argv[3]))}
+heart = Heart(int(sys.argv[1]), 3, own.detach(), partner, bytes(range(16)), 60.0)
 print("up", flush=True)
 sys.stdin.read()
 heart.close()
