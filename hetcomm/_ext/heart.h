@@ -411,10 +411,11 @@ static void hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, doubl
         hetcomm_declare(heart, partner->rank, HETCOMM_BY_SILENCE);
         return;
     }
-    state = !partner->met                          ? HETCOMM_UNMET
-          : partner->silence >= HETCOMM_SUSPICION  ? HETCOMM_CUT
-          : partner->quiet >= HETCOMM_SUSPICION    ? HETCOMM_QUIET
-                                                   : HETCOMM_ALIVE;
+    state = !partner->met                             ? HETCOMM_UNMET
+          : partner->silence >= HETCOMM_SUSPICION     ? HETCOMM_CUT
+          : partner->quiet < HETCOMM_SUSPICION        ? HETCOMM_ALIVE
+          : partner->silence >= HETCOMM_SUSPICION / 2 ? HETCOMM_CUT
+                                                      : HETCOMM_QUIET;
     __atomic_store_n(&heart->states[partner->rank], (unsigned char)state, __ATOMIC_RELEASE);
 }
 

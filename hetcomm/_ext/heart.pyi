@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["ALIVE", "CAUSES", "CUT", "DEAD", "LEFT", "QUIET", "UNMET", "Heart", "mac"]
+__all__ = ["ALIVE", "BY_END", "CAUSES", "CUT", "DEAD", "LEFT", "QUIET", "UNMET", "Heart", "mac"]
 
 UNMET: Final[int]
 ALIVE: Final[int]
@@ -9,6 +9,7 @@ QUIET: Final[int]
 CUT: Final[int]
 LEFT: Final[int]
 DEAD: Final[int]
+BY_END: Final[int]
 CAUSES: Final[tuple[str, ...]]
 
 def mac(key: bytes, data: bytes) -> int: ...

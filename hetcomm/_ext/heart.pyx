@@ -7,7 +7,7 @@ import os
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-__all__ = ["ALIVE", "CAUSES", "CUT", "DEAD", "LEFT", "QUIET", "UNMET", "Heart", "mac"]
+__all__ = ["ALIVE", "BY_END", "CAUSES", "CUT", "DEAD", "LEFT", "QUIET", "UNMET", "Heart", "mac"]
 
 
 cdef extern from *:
@@ -24,6 +24,7 @@ cdef extern from "heart.h" nogil:
         _CUT "HETCOMM_CUT"
         _LEFT "HETCOMM_LEFT"
         _DEAD "HETCOMM_DEAD"
+        _BY_END "HETCOMM_BY_END"
     ctypedef struct in_addr:
         unsigned int s_addr
     ctypedef struct sockaddr_in:
@@ -58,6 +59,7 @@ if pthread_atfork(NULL, NULL, forget_hearts) != 0:
     raise MemoryError("pthread_atfork failed")
 
 UNMET, ALIVE, QUIET, CUT, LEFT, DEAD = _UNMET, _ALIVE, _QUIET, _CUT, _LEFT, _DEAD
+BY_END = _BY_END
 CAUSES = ("", "its host has not answered", "its process has ended", "another rank has told so")
 
 

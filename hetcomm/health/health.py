@@ -111,21 +111,27 @@ class Health:
             self._note(rank, [Sign.ENDED])
         return self._states.get(rank, State.ALIVE)
 
+    def is_cut_off(self, rank: int) -> bool:
+        """Whether it counts as dead since it was silent for too long, or another rank has said so."""
+        dead = self.pulse is not None and self.pulse.state(rank) == heart.DEAD
+        return dead and self.pulse is not None and self.pulse.cause(rank) != heart.CAUSES[heart.BY_END]
+
     def host(self, rank: int) -> str:
         """The host of a rank; '' if it is not known."""
         return self._hosts[rank].partition(":")[0] if rank < len(self._hosts) else ""
 
-    def words(self, rank: int) -> str:
-        """What a rank is and where, for people: 'on host h1 (process 7), stopped'."""
-        state, host = self.state(rank), self.host(rank)
-        where = f"on host {host}" if host else ""
-        if rank in self._processes:
-            where = f"{where} (process {self._processes[rank]})".strip()
-        aside = ""
-        if self.pulse is not None:
+    def place(self, rank: int) -> str:
+        """Where a rank is, for people: 'on host h1 (process 7)'; '' if nothing is known of that."""
+        where = [f"on host {self.host(rank)}"] if self.host(rank) else []
+        where += [f"(process {self._processes[rank]})"] if rank in self._processes else []
+        return " ".join(where)
+
+    def condition(self, rank: int) -> str:
+        """What a rank is, for people: 'alive', 'dead: its process has ended'."""
+        state, aside = self.state(rank), ""
+        if self.pulse is not None and rank not in self._processes:
             aside = self.pulse.cause(rank) if state is State.DEAD else _ASIDE.get(self.pulse.state(rank), "")
-        what = "" if state is State.ALIVE else f"{state.value}{f': {aside}' if aside else ''}"
-        return ", ".join(part for part in (where, what) if part)
+        return f"{state.value}: {aside}" if aside else state.value
 
     def close(self) -> None:
         """Tell the others that this process leaves in good faith; calling it again does nothing."""
@@ -173,4 +179,11 @@ class Health:
             return
         level = logging.INFO if rank in self._warned else logging.WARNING
         self._warned.add(rank)
-        _log.log(level, "[rank %d] rank %d is %s: calls that need it wait for it", self._rank, rank, self.words(rank))
+        _log.log(
+            level,
+            "[rank %d] rank %d %s is %s; calls that need it wait until it goes on",
+            self._rank,
+            rank,
+            self.place(rank),
+            self.condition(rank),
+        )

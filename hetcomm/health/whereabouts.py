@@ -40,7 +40,8 @@ class Whereabouts:
         called: How many collectives it has called on the communicator, at least; None if it has not said.
         completed: How many of them were over on it when it said so; None if it has not.
         last: The last of those that it has called, as text; '' if it has not said.
-        words: The host, the process and the state as text.
+        place: The host and the process, as text.
+        condition: The state as text, with why it is so.
     """
 
     rank: int
@@ -49,20 +50,26 @@ class Whereabouts:
     called: int | None = None
     completed: int | None = None
     last: str = ""
-    words: str = ""
+    place: str = ""
+    condition: str = ""
 
     def __str__(self) -> str:
-        parts = [self.words] if self.words else []
-        if self.called == 0:
-            parts.append("has made no call")
-        elif self.called is not None:
+        name = f"rank {self.rank} {self.place}".rstrip()
+        parts = [f"is {self.condition}"] if self.state != State.ALIVE.value else []
+        if self.called:
             last = f"the last that it has called is call {self.called - 1}"
             parts.append(f"{last}, {self.last}" if self.last else last)
-            if self.completed is not None and self.completed < self.called:
-                parts.append(f"it waits in call {self.completed}" if self.completed else "it waits in call 0")
-        elif self.state == State.ALIVE.value:
-            parts.append("does not answer: it is busy with something else")
-        return f"rank {self.rank} {', '.join(parts)}" if parts else f"rank {self.rank}"
+            if self.completed is not None and self.completed < self.called - 1:
+                parts.append(f"and it waits in call {self.completed}")
+        elif self.called == 0:
+            parts.append("has made no call")
+        elif not parts:
+            parts.append("is alive and does not answer: it is busy with something else")
+        return (
+            f"{name} {', '.join(parts)}"
+            if self.state != State.ALIVE.value or not self.called
+            else (f"{name}: {', '.join(parts)}")
+        )
 
 
 def missing(

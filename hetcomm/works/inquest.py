@@ -20,7 +20,6 @@ from hetcomm.errors import (
     VendorError,
     numbers,
 )
-from hetcomm.health.states import State
 from hetcomm.health.whereabouts import Whereabouts, missing
 from hetcomm.works.work import MessageWork, Work
 
@@ -79,8 +78,12 @@ class Inquest:
 
     def end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
         """The error of calls that need ranks which have ended, or are cut off."""
+        if all(self._job.health.is_cut_off(self._peers[rank]) for rank in ended):
+            how = "cannot be reached any more"
+        else:
+            how = f"{'has' if len(ended) == 1 else 'have'} ended"
         return PeerFailureError(
-            f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended: {what}",
+            f"rank {numbers(ended)} {how}: {what}",
             rank=self._rank,
             ranks=ended,
             origin=self._rank,
@@ -155,7 +158,7 @@ class Inquest:
     def _located(self, error: _E, intro: str = "") -> _E:
         """An error with what is known of its ranks."""
         found = tuple(map(self._whereabouts, sorted(error.ranks)))
-        told = [str(each) for each in found if each.called is not None or each.words or intro]
+        told = [str(each) for each in found if each.called is not None or each.place or intro]
         if error.whereabouts or not told:
             return error
         more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
@@ -163,16 +166,14 @@ class Inquest:
 
     def _whereabouts(self, rank: int) -> Whereabouts:
         health, peer = self._job.health, self._peers[rank]
-        state = health.state(peer)
-        if state is State.ALIVE and rank in self.ended():
-            state = State.DEAD
         answer = self._agreement.roll.answers.get(rank)
         return Whereabouts(
             rank,
             health.host(peer),
-            state.value,
+            health.state(peer).value,
             answer.called if answer is not None else None,
             answer.completed if answer is not None else None,
             answer.last if answer is not None else "",
-            health.words(peer),
+            health.place(peer),
+            health.condition(peer),
         )
