@@ -58,8 +58,11 @@ class Inquest:
         return frozenset(rank for rank, peer in enumerate(self._peers) if peer in failed and rank != self._rank)
 
     def died(self) -> frozenset[int]:
-        """Those of them that have not left before they ended."""
-        return self.ended() - self._agreement.gone()
+        """Those of them that have not left before they ended; what they said before is read first."""
+        ended = self.ended()
+        if ended:
+            self._agreement.poll()
+        return ended - self._agreement.gone()
 
     def _dead(self) -> frozenset[int]:
         """The same with all that die in this moment."""

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "02:00:00:00:00:77"  # the hardware address of no interface
 
 CASES = ("none", "0.5", "4", "30", "one-way 0.5", "one-way 4", "one-way 30", "stop 4", "kill")
-"""What happens meanwhile: a cut both ways or one way, in seconds; a rank on the other host that is stopped, or killed."""
+"""What happens meanwhile: a cut both ways or one way, in seconds; a rank of the other host is stopped, or killed."""
 
 
 # ---- what each rank does
