@@ -13,17 +13,13 @@
 #ifndef HETCOMM_HEART_H
 #define HETCOMM_HEART_H
 
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <linux/sockios.h>
+#include <arpa/inet.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -31,14 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "heart_mac.h"
-
-#ifndef TCP_THIN_LINEAR_TIMEOUTS
-#define TCP_THIN_LINEAR_TIMEOUTS 16
-#endif
-#ifndef TCP_RTO_MAX_MS
-#define TCP_RTO_MAX_MS 44 /* since Linux 6.15 */
-#endif
+#include "heart_line.h"
 
 #define HETCOMM_TICK 0.1        /* seconds between two looks, */
 #define HETCOMM_BEAT_EVERY 0.2  /* two beats, */
@@ -48,20 +37,9 @@
 #define HETCOMM_SUSPICION 1.0   /* and be silent to be suspected */
 #define HETCOMM_STRANGER 5.0    /* seconds in which who connects must have shown that it has the key */
 
-enum { HETCOMM_STRANGERS = 64, HETCOMM_FRAME = 16, HETCOMM_MAGIC = 0x31424348 };
-enum { HETCOMM_HELLO = 1, HETCOMM_WELCOME, HETCOMM_BEAT, HETCOMM_DEAD_IS, HETCOMM_BYE };
+enum { HETCOMM_STRANGERS = 64 };
 enum { HETCOMM_UNMET, HETCOMM_ALIVE, HETCOMM_QUIET, HETCOMM_CUT, HETCOMM_LEFT, HETCOMM_DEAD };
 enum { HETCOMM_BY_SILENCE = 1, HETCOMM_BY_END, HETCOMM_BY_WORD };
-
-typedef struct {
-    int fd;                  /* -1: there is none */
-    int phase;               /* 0 connecting, 1 greeting, 2 the other end has shown that it has the key */
-    double since;
-    unsigned char nonces[16];/* of who has made it, then of who has taken it */
-    uint64_t sent, received; /* frames */
-    unsigned have;           /* bytes of what comes next */
-    unsigned char data[HETCOMM_FRAME];
-} hetcomm_line;
 
 typedef struct {
     int rank;
@@ -93,87 +71,6 @@ static double hetcomm_clock(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- lines */
-
-static void hetcomm_hang_up(hetcomm_line *line)
-{
-    if (line->fd >= 0) {
-        close(line->fd);
-    }
-    memset(line, 0, sizeof *line);
-    line->fd = -1;
-}
-
-static uint64_t hetcomm_seal(hetcomm_heart *heart, hetcomm_line *line, const unsigned char *frame, uint64_t number)
-{
-    unsigned char data[32];
-    memcpy(data, line->nonces, 16);
-    memcpy(data + 16, &number, 8);
-    memcpy(data + 24, frame, 8);
-    return hetcomm_mac(heart->key, data, sizeof data);
-}
-
-/* Frames are so small that the kernel takes a whole one or none, but for a line that has been down for very long. */
-static void hetcomm_say(hetcomm_heart *heart, hetcomm_line *line, int kind, int rank)
-{
-    unsigned char frame[HETCOMM_FRAME] = {(unsigned char)kind};
-    uint32_t about = (uint32_t)rank;
-    uint64_t mac;
-    if (line->fd < 0) {
-        return;
-    }
-    memcpy(frame + 4, &about, 4);
-    mac = hetcomm_seal(heart, line, frame, line->sent << 1 | (kind == HETCOMM_WELCOME));
-    memcpy(frame + 8, &mac, 8);
-    line->sent++;
-    if (send(line->fd, frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof frame) {
-        hetcomm_hang_up(line);
-    }
-}
-
-/* Take `size` bytes that come next: 1 if they are there, 0 if not yet, -1 if nothing will come any more. */
-static int hetcomm_take(hetcomm_line *line, unsigned size)
-{
-    ssize_t got = recv(line->fd, line->data + line->have, size - line->have, MSG_DONTWAIT);
-    if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR)) {
-        return -1;
-    }
-    line->have += got > 0 ? (unsigned)got : 0;
-    if (line->have < size) {
-        return 0;
-    }
-    line->have = 0;
-    return 1;
-}
-
-/* The next frame's kind, and in `rank` what it is about; 0 if there is none yet, -1 if the line is of no use. */
-static int hetcomm_hear(hetcomm_heart *heart, hetcomm_line *line, int *rank)
-{
-    uint32_t about;
-    uint64_t mac;
-    int taken = hetcomm_take(line, HETCOMM_FRAME);
-    if (taken <= 0) {
-        return taken;
-    }
-    memcpy(&about, line->data + 4, 4);
-    memcpy(&mac, line->data + 8, 8);
-    if (mac != hetcomm_seal(heart, line, line->data, line->received << 1 | (line->data[0] == HETCOMM_WELCOME)) ||
-        about >= (uint32_t)heart->nranks) {
-        return -1;
-    }
-    line->received++;
-    *rank = (int)about;
-    return line->data[0];
-}
-
-static void hetcomm_tune(int fd)
-{
-    int on = 1, most = 1000;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_THIN_LINEAR_TIMEOUTS, &on, sizeof on); /* so that a mended link is seen soon */
-    setsockopt(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, &most, sizeof most);
-}
-
 /* ---- verdicts */
 
 static hetcomm_partner *hetcomm_partner_of(hetcomm_heart *heart, int rank)
@@ -197,12 +94,12 @@ static void hetcomm_declare(hetcomm_heart *heart, int rank, int cause)
     heart->causes[rank] = (unsigned char)cause;
     __atomic_store_n(&heart->states[rank], HETCOMM_DEAD, __ATOMIC_RELEASE);
     if (partner != NULL && partner->out.phase == 2) {
-        hetcomm_say(heart, &partner->out, HETCOMM_DEAD_IS, rank);
+        hetcomm_say(heart->key, &partner->out, HETCOMM_DEAD_IS, rank);
     }
     for (int i = 0; i < heart->npartners; i++) {
         if (heart->partners[i].rank != rank && heart->partners[i].out.phase == 2 &&
             heart->states[heart->partners[i].rank] != HETCOMM_DEAD) {
-            hetcomm_say(heart, &heart->partners[i].out, HETCOMM_DEAD_IS, rank);
+            hetcomm_say(heart->key, &heart->partners[i].out, HETCOMM_DEAD_IS, rank);
         }
     }
     if (write(heart->news, &one, sizeof one) < 0) {
@@ -264,14 +161,14 @@ static void hetcomm_meet(hetcomm_heart *heart, hetcomm_line *line)
         }
         return;
     }
-    kind = hetcomm_hear(heart, line, &rank);
+    kind = hetcomm_hear(heart->key, heart->nranks, line, &rank);
     partner = kind == HETCOMM_HELLO ? hetcomm_partner_of(heart, rank) : NULL;
     if (partner != NULL) {
         hetcomm_hang_up(&partner->in);
         partner->in = *line;
         partner->in.phase = 2;
         line->fd = -1; /* it is not his any more */
-        hetcomm_say(heart, &partner->in, HETCOMM_WELCOME, heart->rank);
+        hetcomm_say(heart->key, &partner->in, HETCOMM_WELCOME, heart->rank);
         partner->quiet = 0;
         if (heart->states[rank] == HETCOMM_DEAD && partner->out.phase != 2) {
             hetcomm_call(heart, partner, hetcomm_clock()); /* to tell it so */
@@ -285,7 +182,7 @@ static void hetcomm_meet(hetcomm_heart *heart, hetcomm_line *line)
 static void hetcomm_listen_to(hetcomm_heart *heart, hetcomm_partner *partner)
 {
     int rank, kind;
-    while (partner->in.fd >= 0 && (kind = hetcomm_hear(heart, &partner->in, &rank)) != 0) {
+    while (partner->in.fd >= 0 && (kind = hetcomm_hear(heart->key, heart->nranks, &partner->in, &rank)) != 0) {
         if (kind < 0) {
             hetcomm_hang_up(&partner->in);
         } else {
@@ -360,22 +257,22 @@ static void hetcomm_greeted(hetcomm_heart *heart, hetcomm_partner *partner)
             hetcomm_hang_up(line);
         } else if (taken > 0) {
             memcpy(line->nonces + 8, line->data, 8);
-            hetcomm_say(heart, line, HETCOMM_HELLO, heart->rank);
+            hetcomm_say(heart->key, line, HETCOMM_HELLO, heart->rank);
         }
         return;
     }
-    kind = hetcomm_hear(heart, line, &rank);
+    kind = hetcomm_hear(heart->key, heart->nranks, line, &rank);
     if (kind == HETCOMM_WELCOME && rank == partner->rank && line->phase == 1) {
         line->phase = 2;
         partner->met = 1;
         partner->silence = 0;
         partner->queued = 0;
         if (heart->states[partner->rank] == HETCOMM_DEAD) {
-            hetcomm_say(heart, line, HETCOMM_DEAD_IS, partner->rank);
+            hetcomm_say(heart->key, line, HETCOMM_DEAD_IS, partner->rank);
         }
         for (int other = 0; other < heart->nranks; other++) {
             if (other != partner->rank && heart->states[other] == HETCOMM_DEAD) {
-                hetcomm_say(heart, line, HETCOMM_DEAD_IS, other);
+                hetcomm_say(heart->key, line, HETCOMM_DEAD_IS, other);
             }
         }
     } else if (kind != 0) {
@@ -399,7 +296,7 @@ static void hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, doubl
             partner->silence = 0;
         }
         if (queued == 0 && now >= partner->beat_at) {
-            hetcomm_say(heart, line, HETCOMM_BEAT, heart->rank);
+            hetcomm_say(heart->key, line, HETCOMM_BEAT, heart->rank);
             partner->beat_at = now + HETCOMM_BEAT_EVERY;
             queued = HETCOMM_FRAME;
         }
@@ -491,7 +388,7 @@ static void *hetcomm_beat(void *argument)
     }
     for (int i = 0; i < heart->npartners; i++) {
         if (heart->partners[i].out.phase == 2 && heart->states[heart->partners[i].rank] != HETCOMM_DEAD) {
-            hetcomm_say(heart, &heart->partners[i].out, HETCOMM_BYE, heart->rank);
+            hetcomm_say(heart->key, &heart->partners[i].out, HETCOMM_BYE, heart->rank);
         }
     }
     return NULL;

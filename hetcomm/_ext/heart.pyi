@@ -1,5 +1,5 @@
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, final
 
 __all__ = ["ALIVE", "BY_END", "CAUSES", "CUT", "DEAD", "LEFT", "QUIET", "UNMET", "Heart", "mac"]
 
@@ -14,6 +14,7 @@ CAUSES: Final[tuple[str, ...]]
 
 def mac(key: bytes, data: bytes) -> int: ...
 
+@final
 class Heart:
     partners: Final[tuple[int, ...]]
     def __init__(

@@ -4,6 +4,7 @@
 
 import os
 
+cimport cython
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
@@ -70,6 +71,7 @@ def mac(bytes key, bytes data):
     return hetcomm_mac(key, data, len(data))
 
 
+@cython.final
 cdef class Heart:
     """A thread that tells this process's partners that it lives, and hears from them.
 

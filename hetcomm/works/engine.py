@@ -187,13 +187,15 @@ class Engine(UnderWay):
             self.give_up(error)
             raise
 
-    def agree(self, intent: Intent, *, always: bool = False) -> None:
+    def agree(self, intent: Intent, *, always: bool = False, seconds: float | None = None) -> None:
         """Return when all ranks have come to a call that moves nothing; `always` as for `Agreement.open`.
+
+        It may take `seconds`; the communicator's unless given.
 
         Raises:
             HetcommError: As `finish`.
         """
-        work = Milestone(self, intent.text, self._timeout)
+        work = Milestone(self, intent.text, self._timeout if seconds is None else seconds)
         self.submit((work,), intent, background=False, always=always)
         self.finish(work)
 
