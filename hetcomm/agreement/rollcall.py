@@ -10,6 +10,9 @@ from hetcomm.health.whereabouts import Answer
 
 __all__ = ["RollCall"]
 
+_FROM_ALL = frozenset({"all_reduce", "all_gather", "all_to_all", "reduce_scatter", "barrier", "split"})
+_BACK = 8  # calls
+
 
 class RollCall:
     """What one rank of a communicator has heard of the others' calls.
@@ -51,6 +54,21 @@ class RollCall:
     def has_answered(self, rank: int) -> bool:
         """Whether a rank has, since it was asked."""
         return rank in self.answers and self.answers[rank].now
+
+    def known(self, rank: int) -> tuple[int, str]:
+        """How many calls a rank has made at least, and the last of these as text.
+
+        Beside what it has said: this rank has completed some that need something of all.
+        """
+        answer = self.answers.get(rank, Answer(0, now=False))
+        if answer.now:
+            return answer.called, answer.last
+        completed = self._completed()
+        for call in range(completed - 1, max(answer.called, completed - _BACK) - 1, -1):
+            intent = self._ledger.intent_of(call)
+            if intent is not None and intent.text.split(" ")[0] in _FROM_ALL and " 0 x " not in intent.text:
+                return call + 1, intent.text
+        return answer.called, answer.last
 
     def hint(self, frame: Frame) -> None:
         """A rank has told its plan for a call: it has come to that, and all calls before."""

@@ -38,7 +38,7 @@ class Whereabouts:
         host: Its host; '' if it is not known.
         state: 'alive', 'suspected', 'stopped', 'left' or 'dead'.
         called: How many collectives it has called on the communicator, at least; None if it has not said.
-        completed: How many of them were over on it when it said so; None if it has not.
+        completed: How many of them were over on it, which it has said when it was asked; None: it has not answered.
         last: The last of those that it has called, as text; '' if it has not said.
         place: The host and the process, as text.
         condition: The state as text, with why it is so.
@@ -56,20 +56,17 @@ class Whereabouts:
     def __str__(self) -> str:
         name = f"rank {self.rank} {self.place}".rstrip()
         parts = [f"is {self.condition}"] if self.state != State.ALIVE.value else []
-        if self.called:
-            last = f"the last that it has called is call {self.called - 1}"
+        if self.called == 0:
+            parts.append("has made no call")
+        elif self.called is not None:
+            said = self.completed is not None
+            last = f"{'has made' if said else 'is known to have made'} call {self.called - 1} last"
             parts.append(f"{last}, {self.last}" if self.last else last)
             if self.completed is not None and self.completed < self.called - 1:
-                parts.append(f"and it waits in call {self.completed}")
-        elif self.called == 0:
-            parts.append("has made no call")
-        elif not parts:
-            parts.append("is alive and does not answer: it is busy with something else")
-        return (
-            f"{name} {', '.join(parts)}"
-            if self.state != State.ALIVE.value or not self.called
-            else (f"{name}: {', '.join(parts)}")
-        )
+                parts.append(f"and waits in call {self.completed}")
+        if self.completed is None and self.state == State.ALIVE.value:
+            parts.append("does not answer, since it is busy with something else")
+        return f"{name} {', '.join(parts)}" if parts else name
 
 
 def missing(

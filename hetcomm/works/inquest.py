@@ -168,15 +168,16 @@ class Inquest:
         return error.again(message=f"{error.message}; {intro}{'; '.join(told[:_SHOWN])}{more}", whereabouts=found)
 
     def _whereabouts(self, rank: int) -> Whereabouts:
-        health, peer = self._job.health, self._peers[rank]
-        answer = self._agreement.roll.answers.get(rank)
+        health, roll, peer = self._job.health, self._agreement.roll, self._peers[rank]
+        called, last = roll.known(rank)
+        said = roll.has_answered(rank)
         return Whereabouts(
             rank,
             health.host(peer),
             health.state(peer).value,
-            answer.called if answer is not None else None,
-            answer.completed if answer is not None else None,
-            answer.last if answer is not None else "",
+            called if said or called else None,
+            roll.answers[rank].completed if said else None,
+            last,
             health.place(peer),
             health.condition(peer),
         )

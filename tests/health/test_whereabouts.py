@@ -49,11 +49,12 @@ def test_who_has_come_and_answers_is_never_missing(
 
 
 def test_what_people_read() -> None:
-    assert str(Whereabouts(3, "h", "stopped", 5, 5, "barrier", "on host h (process 9)", "stopped")) == (
-        "rank 3 on host h (process 9) is stopped, the last that it has called is call 4, barrier"
+    assert str(Whereabouts(3, "h", "stopped", 5, None, "barrier", "on host h (process 9)", "stopped")) == (
+        "rank 3 on host h (process 9) is stopped, is known to have made call 4 last, barrier"
     )
     assert str(Whereabouts(3, called=9, completed=7, last="all_reduce")) == (
-        "rank 3: the last that it has called is call 8, all_reduce, and it waits in call 7"
+        "rank 3 has made call 8 last, all_reduce, and waits in call 7"
     )
-    assert str(Whereabouts(3, called=0)) == "rank 3 has made no call"
-    assert str(Whereabouts(3)) == "rank 3 is alive and does not answer: it is busy with something else"
+    assert str(Whereabouts(3, called=5, completed=5)) == "rank 3 has made call 4 last"
+    assert str(Whereabouts(3, called=0, completed=0)) == "rank 3 has made no call"
+    assert str(Whereabouts(3)) == "rank 3 does not answer, since it is busy with something else"
