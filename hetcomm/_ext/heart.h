@@ -282,12 +282,13 @@ static void hetcomm_greeted(hetcomm_heart *heart, hetcomm_partner *partner)
 
 /* ---- what follows from it */
 
-static void hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, double now, double ran)
+/* Whether it is dead by its silence, which this look has found. */
+static int hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, double now, double ran)
 {
     int state = heart->states[partner->rank], queued = 0;
     hetcomm_line *line = &partner->out;
     if (state == HETCOMM_DEAD || state == HETCOMM_LEFT) {
-        return;
+        return 0;
     }
     partner->quiet += ran;
     partner->silence += partner->met ? ran : 0;
@@ -306,7 +307,7 @@ static void hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, doubl
     }
     if (partner->silence >= heart->timeout) {
         hetcomm_declare(heart, partner->rank, HETCOMM_BY_SILENCE);
-        return;
+        return 1;
     }
     state = !partner->met                             ? HETCOMM_UNMET
           : partner->silence >= HETCOMM_SUSPICION     ? HETCOMM_CUT
@@ -314,6 +315,21 @@ static void hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, doubl
           : partner->silence >= HETCOMM_SUSPICION / 2 ? HETCOMM_CUT
                                                       : HETCOMM_QUIET;
     __atomic_store_n(&heart->states[partner->rank], (unsigned char)state, __ATOMIC_RELEASE);
+    return 0;
+}
+
+/* Whoever has fallen silent with one that is dead is so as well, though its last beat may have come a little later. */
+static void hetcomm_assess_all(hetcomm_heart *heart, double now, double ran)
+{
+    int died = 0;
+    for (int i = 0; i < heart->npartners; i++) {
+        died |= hetcomm_assess(heart, &heart->partners[i], now, ran);
+    }
+    for (int i = 0; died && i < heart->npartners; i++) {
+        if (heart->partners[i].silence >= heart->timeout - HETCOMM_BEAT_EVERY - HETCOMM_TICK) {
+            hetcomm_declare(heart, heart->partners[i].rank, HETCOMM_BY_SILENCE);
+        }
+    }
 }
 
 static void hetcomm_watch_line(struct pollfd *at, const hetcomm_line *line, int connecting)
@@ -377,9 +393,7 @@ static void *hetcomm_beat(void *argument)
         }
         ran = now - looked < 2 * HETCOMM_TICK ? now - looked : 2 * HETCOMM_TICK; /* it may have been stopped itself */
         looked = now;
-        for (int i = 0; i < heart->npartners; i++) {
-            hetcomm_assess(heart, &heart->partners[i], now, ran);
-        }
+        hetcomm_assess_all(heart, now, ran);
         for (int i = 0; i < HETCOMM_STRANGERS; i++) {
             if (heart->strangers[i].fd >= 0 && now - heart->strangers[i].since > HETCOMM_STRANGER) {
                 hetcomm_hang_up(&heart->strangers[i]);

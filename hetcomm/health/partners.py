@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 __all__ = ["MESH", "partners"]
 
-MESH = 128
+MESH = 32
 
 
 def partners(homes: Sequence[str], rank: int, mesh: int = MESH) -> list[int]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Inquest"]
 
 _MOMENT = 0.02  # seconds without another death after which no more are waited for,
+_MOMENT_APART = 0.1  # the same where one has been cut off, since others may have to tell of the rest,
 _DEATH = 0.5  # unless a process has been killed, and has so long to end
 _SHOWN = 8  # ranks of which an error says more
 
@@ -68,20 +69,24 @@ class Inquest:
         """The same with all that die in this moment."""
         dead = self.died()
         transport = self._job.transport
+        moment = _MOMENT_APART if any(map(self._is_cut_off, dead)) else _MOMENT
         now = time.monotonic()
-        until, latest = now + _MOMENT, now + _DEATH
+        until, latest = now + moment, now + _DEATH
         while dead and (now < until or (now < latest and transport.dying_peers())):
             transport.progress()
             os.sched_yield()
             more = self.died()
             now = time.monotonic()
             if more != dead:
-                dead, until = more, now + _MOMENT
+                dead, until = more, now + moment
         return dead
+
+    def _is_cut_off(self, rank: int) -> bool:
+        return self._job.health.is_cut_off(self._peers[rank])
 
     def end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
         """The error of calls that need ranks which have ended, or are cut off."""
-        if all(self._job.health.is_cut_off(self._peers[rank]) for rank in ended):
+        if all(map(self._is_cut_off, ended)):
             how = "cannot be reached any more"
         else:
             how = f"{'has' if len(ended) == 1 else 'have'} ended"

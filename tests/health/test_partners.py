@@ -30,7 +30,7 @@ def test_they_are_mutual_and_join_all(homes: list[str], mesh: int) -> None:
 @given(placed)
 def test_in_small_jobs_everybody_elsewhere_is_one(homes: list[str]) -> None:
     for rank, home in enumerate(homes):
-        assert partners(homes, rank) == [other for other, place in enumerate(homes) if place != home]
+        assert partners(homes, rank, 60) == [other for other, place in enumerate(homes) if place != home]
 
 
 def test_in_large_jobs_they_are_few() -> None:
