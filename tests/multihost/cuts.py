@@ -26,12 +26,13 @@ from unittest import mock
 
 MARK = "cut result "
 TIMEOUT = 20.0  # seconds that a call may take
-LIMIT = 120.0  # seconds of a run
+LIMIT = 120.0  # seconds of a run, beside what the case takes
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = "02:00:00:00:00:77"  # the hardware address of no interface
 
-CASES = ("none", "0.5", "4", "30", "one-way 0.5", "one-way 4", "one-way 30", "stop 4", "kill")
-"""What happens meanwhile: a cut both ways or one way, in seconds; a rank of the other host is stopped, or killed."""
+CASES = ("none 10", "0.5", "4", "30", "one-way 0.5", "one-way 4", "one-way 30", "stop 4", "kill")
+"""What happens: nothing, a cut both ways or one way, so many seconds long; a rank of the other host is stopped, or
+killed."""
 
 
 # ---- what each rank does
@@ -154,7 +155,9 @@ def run(at: Lab, case: str, per_host: Sequence[int] = (2, 2), count: int = 100_0
         for rank, host in enumerate(hosts):
             env = {**at.env, **meeting.variables(rank), "HETCOMM_VENDOR": vendor, "HETCOMM_CLUSTER": f"host{host}"}
             env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "UCX_LOG_LEVEL": "fatal"}
-            command = at.run(host, sys.executable, "-m", "tests.multihost.cuts", "--rank", folder, str(count))
+            command = at.run(
+                host, sys.executable, "-m", "tests.multihost.cuts", "--rank", folder, str(count), str(seconds)
+            )
             ranks.append(
                 subprocess.Popen(
                     command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -167,7 +170,7 @@ def run(at: Lab, case: str, per_host: Sequence[int] = (2, 2), count: int = 100_0
             for process in ranks:
                 process.kill()
                 process.wait()
-            if case[-1].isdigit() and not case.startswith("stop"):
+            if seconds and not case.startswith(("stop", "none")):
                 with contextlib.suppress(subprocess.CalledProcessError):
                     at.mend(one_way)
 
@@ -187,7 +190,9 @@ def _happen(at: Lab, case: str, seconds: float, one_way: bool, folder: str, nran
         time.sleep(seconds)
         if case != "kill":
             os.kill(victim, signal.SIGCONT)
-    elif case != "none":
+    elif case.startswith("none"):
+        time.sleep(seconds)
+    else:
         at.cut(one_way)
         cut_at = time.monotonic()
         time.sleep(seconds)
@@ -265,12 +270,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=1, help="of each case")
     parser.add_argument("--case", nargs="*", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--count", type=int, default=100_000, help="elements")
+    parser.add_argument("--per-host", type=int, nargs=2, default=[2, 2], help="ranks of each host")
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.rank:
-        threading.Timer(LIMIT, os._exit, (9,)).start()
+        threading.Timer(LIMIT + float(args.rank[2]), os._exit, (9,)).start()
         print(f"{MARK}{json.dumps(play(args.rank[0], int(args.rank[1])))}", flush=True)
         os._exit(0)
     if args.serve:
@@ -279,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with lab(os.environ["HETCOMM_LAB"]) as at:
         for case in args.case:
             for number in range(args.runs):
-                outcome = run(at, case, count=args.count)
+                outcome = run(at, case, args.per_host, args.count)
                 row = figures.setdefault(case, {"runs": 0, "kinds": {}, "seconds": [], "wrong": 0, "told": []})
                 row["runs"] += 1
                 row["seconds"] += [round(each, 3) for each in outcome.seconds]
