@@ -4,7 +4,8 @@
  * only frames of 16 bytes, from who has made it to who has taken it. What is watched is the kernel there, which
  * acknowledges a frame whether its process runs or not, and needs both directions of the link for that. So:
  *
- * - a frame that stays unacknowledged: the link is cut, in whatever direction, and both ends see it;
+ * - a frame that stays unacknowledged, while no new connection can be made: the link is cut, in whatever direction, and
+ *   both ends see it. (TCP sends the frame again ever more rarely, so that alone would see a mended link too late.)
  * - acknowledged, but no beat comes back: the process over there is stopped, or gets no processor, and is alive;
  * - the connection ends, and a new one is refused: the process has ended.
  *
@@ -34,7 +35,9 @@
 #define HETCOMM_RETRY 0.1       /* two attempts to connect; */
 #define HETCOMM_CONNECTING 1.0  /* how long one of them may take, */
 #define HETCOMM_REFUSED 0.3     /* how long a process must refuse connections to have ended, */
-#define HETCOMM_SUSPICION 1.0   /* and be silent to be suspected */
+#define HETCOMM_SUSPICION 1.0   /* and be silent to be suspected; */
+#define HETCOMM_STUCK 0.4       /* without an acknowledgement, until probes go out, */
+#define HETCOMM_PROBE 0.2       /* and between two of them */
 #define HETCOMM_STRANGER 5.0    /* seconds in which who connects must have shown that it has the key */
 
 enum { HETCOMM_STRANGERS = 64 };
@@ -45,8 +48,10 @@ typedef struct {
     int rank;
     struct sockaddr_in address;
     hetcomm_line out, in;
+    hetcomm_line probe;      /* only to see whether it can be made */
     int met, queued;
-    double silence, quiet;   /* seconds without a sign of the link, and of the process */
+    double silence, quiet;   /* seconds without a sign of the link, and of the process, */
+    double stuck;            /* and without an acknowledgement of what has been sent */
     double beat_at, retry_at, refused_since;
 } hetcomm_partner;
 
@@ -193,13 +198,11 @@ static void hetcomm_listen_to(hetcomm_heart *heart, hetcomm_partner *partner)
 
 /* ---- whom this process connects to */
 
-static void hetcomm_call(hetcomm_heart *heart, hetcomm_partner *partner, double now)
+static void hetcomm_dial(hetcomm_heart *heart, hetcomm_line *line, struct sockaddr_in *to, double now)
 {
     struct sockaddr_in own;
     socklen_t length = sizeof own;
-    hetcomm_line *line = &partner->out;
     hetcomm_hang_up(line);
-    partner->retry_at = now + HETCOMM_RETRY;
     line->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     line->since = now;
     if (line->fd < 0) {
@@ -210,19 +213,39 @@ static void hetcomm_call(hetcomm_heart *heart, hetcomm_partner *partner, double 
         own.sin_port = 0;
         (void)!bind(line->fd, (struct sockaddr *)&own, sizeof own); /* any other will do, too */
     }
-    if (connect(line->fd, (struct sockaddr *)&partner->address, sizeof partner->address) != 0 && errno != EINPROGRESS) {
+    if (connect(line->fd, (struct sockaddr *)to, sizeof *to) != 0 && errno != EINPROGRESS) {
         hetcomm_hang_up(line);
     }
+}
+
+static void hetcomm_call(hetcomm_heart *heart, hetcomm_partner *partner, double now)
+{
+    partner->retry_at = now + HETCOMM_RETRY;
+    hetcomm_dial(heart, &partner->out, &partner->address, now);
+}
+
+static int hetcomm_outcome(const hetcomm_line *line)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(line->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    return error;
+}
+
+static void hetcomm_probed(hetcomm_partner *partner)
+{
+    if (hetcomm_outcome(&partner->probe) == 0) {
+        partner->silence = 0;
+    }
+    hetcomm_hang_up(&partner->probe);
 }
 
 static void hetcomm_connected(hetcomm_heart *heart, hetcomm_partner *partner, double now)
 {
     unsigned char hello[12];
     uint32_t magic = HETCOMM_MAGIC;
-    int error = 0;
-    socklen_t length = sizeof error;
     hetcomm_line *line = &partner->out;
-    getsockopt(line->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    int error = hetcomm_outcome(line);
     if (error != 0) {
         hetcomm_hang_up(line);
         if (error != ECONNREFUSED) {
@@ -235,6 +258,7 @@ static void hetcomm_connected(hetcomm_heart *heart, hetcomm_partner *partner, do
         return;
     }
     partner->refused_since = 0;
+    partner->silence = 0;
     memcpy(hello, &magic, 4);
     line->phase = 1;
     if (getrandom(line->nonces, 8, 0) != 8) {
@@ -265,7 +289,7 @@ static void hetcomm_greeted(hetcomm_heart *heart, hetcomm_partner *partner)
     if (kind == HETCOMM_WELCOME && rank == partner->rank && line->phase == 1) {
         line->phase = 2;
         partner->met = 1;
-        partner->silence = 0;
+        partner->silence = partner->stuck = 0;
         partner->queued = 0;
         if (heart->states[partner->rank] == HETCOMM_DEAD) {
             hetcomm_say(heart->key, line, HETCOMM_DEAD_IS, partner->rank);
@@ -292,9 +316,10 @@ static int hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, double
     }
     partner->quiet += ran;
     partner->silence += partner->met ? ran : 0;
+    partner->stuck += ran;
     if (line->phase == 2 && ioctl(line->fd, SIOCOUTQ, &queued) == 0) {
         if (queued == 0 || queued < partner->queued) {
-            partner->silence = 0;
+            partner->silence = partner->stuck = 0;
         }
         if (queued == 0 && now >= partner->beat_at) {
             hetcomm_say(heart->key, line, HETCOMM_BEAT, heart->rank);
@@ -302,6 +327,9 @@ static int hetcomm_assess(hetcomm_heart *heart, hetcomm_partner *partner, double
             queued = HETCOMM_FRAME;
         }
         partner->queued = queued;
+        if (partner->stuck >= HETCOMM_STUCK && (partner->probe.fd < 0 || now - partner->probe.since > HETCOMM_PROBE)) {
+            hetcomm_dial(heart, &partner->probe, &partner->address, now);
+        }
     } else if (line->fd < 0 ? now >= partner->retry_at : now - line->since > HETCOMM_CONNECTING) {
         hetcomm_call(heart, partner, now);
     }
@@ -343,13 +371,14 @@ static void hetcomm_watch_line(struct pollfd *at, const hetcomm_line *line, int 
 static void hetcomm_listen(hetcomm_heart *heart, double seconds)
 {
     struct pollfd *fds = heart->fds;
-    int partners = heart->npartners, first = 2 + 2 * partners;
+    int partners = heart->npartners, first = 2 + 3 * partners;
     double now;
     fds[0] = (struct pollfd){heart->wake, POLLIN, 0};
     fds[1] = (struct pollfd){heart->listener, POLLIN, 0};
     for (int i = 0; i < partners; i++) {
-        hetcomm_watch_line(&fds[2 + 2 * i], &heart->partners[i].out, heart->partners[i].out.phase == 0);
-        hetcomm_watch_line(&fds[3 + 2 * i], &heart->partners[i].in, 0);
+        hetcomm_watch_line(&fds[2 + 3 * i], &heart->partners[i].out, heart->partners[i].out.phase == 0);
+        hetcomm_watch_line(&fds[3 + 3 * i], &heart->partners[i].in, 0);
+        hetcomm_watch_line(&fds[4 + 3 * i], &heart->partners[i].probe, 1);
     }
     for (int i = 0; i < HETCOMM_STRANGERS; i++) {
         hetcomm_watch_line(&fds[first + i], &heart->strangers[i], 0);
@@ -365,10 +394,14 @@ static void hetcomm_listen(hetcomm_heart *heart, double seconds)
     }
     for (int i = 0; i < partners; i++) {
         hetcomm_partner *partner = &heart->partners[i];
-        if (fds[3 + 2 * i].revents && fds[3 + 2 * i].fd == partner->in.fd) {
+        struct pollfd *at = &fds[2 + 3 * i];
+        if (at[1].revents && at[1].fd == partner->in.fd) {
             hetcomm_listen_to(heart, partner);
         }
-        if (fds[2 + 2 * i].revents && fds[2 + 2 * i].fd == partner->out.fd) {
+        if (at[2].revents && at[2].fd == partner->probe.fd) {
+            hetcomm_probed(partner);
+        }
+        if (at[0].revents && at[0].fd == partner->out.fd) {
             if (partner->out.phase == 0) {
                 hetcomm_connected(heart, partner, now);
             } else {
@@ -415,6 +448,7 @@ static void hetcomm_close_all(hetcomm_heart *heart)
     for (int i = 0; i < heart->npartners; i++) {
         hetcomm_hang_up(&heart->partners[i].out);
         hetcomm_hang_up(&heart->partners[i].in);
+        hetcomm_hang_up(&heart->partners[i].probe);
     }
     for (int i = 0; i < HETCOMM_STRANGERS; i++) {
         hetcomm_hang_up(&heart->strangers[i]);
@@ -454,12 +488,12 @@ static hetcomm_heart *hetcomm_make_heart(int rank, int nranks, int npartners)
     heart->states = calloc((size_t)nranks, 1);
     heart->causes = calloc((size_t)nranks, 1);
     heart->partners = calloc((size_t)npartners + 1, sizeof *heart->partners);
-    heart->fds = calloc((size_t)(2 + 2 * npartners + HETCOMM_STRANGERS), sizeof *heart->fds);
+    heart->fds = calloc((size_t)(2 + 3 * npartners + HETCOMM_STRANGERS), sizeof *heart->fds);
     for (int i = 0; i < HETCOMM_STRANGERS; i++) {
         heart->strangers[i].fd = -1;
     }
     for (int i = 0; heart->partners != NULL && i < npartners; i++) {
-        heart->partners[i].out.fd = heart->partners[i].in.fd = -1;
+        heart->partners[i].out.fd = heart->partners[i].in.fd = heart->partners[i].probe.fd = -1;
     }
     heart->news = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     heart->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
