@@ -91,7 +91,15 @@ def extensions() -> list[Extension]:
             # Contraction would make other results of what NumPy rounds twice.
             extra_compile_args=["-O3", "-funroll-loops", "-ffp-contract=off", "-Wno-unused-function"],
             libraries=["dl"],
-        )
+        ),
+        Extension(
+            "hetcomm._ext.heart",
+            [str(folder / "heart.pyx")],
+            include_dirs=[str(folder)],
+            depends=[str(path) for path in folder.glob("heart*.h")],
+            extra_compile_args=["-O2"],
+            libraries=["pthread"],
+        ),
     ]
     source = folder / "oneccl.pyx"
     include = find_oneccl_include()

@@ -14,7 +14,7 @@ html_theme = "furo"
 html_title = "hetcomm"
 exclude_patterns = ["_build"]
 
-autodoc_mock_imports = ["hetcomm._ext.ucp", "hetcomm._ext.oneccl", "mpi4py", "cupy"]
+autodoc_mock_imports = ["hetcomm._ext.heart", "hetcomm._ext.ucp", "hetcomm._ext.oneccl", "mpi4py", "cupy"]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}

@@ -255,7 +255,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     # ---- other communicators
 
-    def split(self, color: int | None, key: int | None = None) -> Communicator | None:
+    def split(self, color: int | None, key: int | None = None, *, timeout: float | None = None) -> Communicator | None:
         """Divide the ranks into communicators of equal `color`, ordered by `key`, then by rank. Collective.
 
         There may be 21,845 communicators at once. One that broke, or of whose messages some were never received, counts
@@ -264,6 +264,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Args:
             color: Which one this rank joins, any integer; None: none of them.
             key: An integer; this rank's number unless given.
+            timeout: Seconds until all ranks must have come to this call; the communicator's unless given. What follows
+                may take as long as `hetcomm.init` may.
 
         Returns:
             The new communicator; None with `color` None. Closing this communicator closes it too.
@@ -276,15 +278,16 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         engine = self._engine
         engine.enter()
         with engine.lock:
-            return self._split(engine, color, key)
+            return self._split(engine, color, key, timeout)
 
-    def _split(self, engine: Engine, color: int | None, key: int | None) -> Communicator | None:
+    def _split(self, engine: Engine, color: int | None, key: int | None, timeout: float | None) -> Communicator | None:
         with refusing(engine, "split"):
             engine.settle()
+            seconds = engine.seconds(timeout)
             self._refuse_in_group("split")
             mine = _in_hex("color", color, self._rank)
             said = f"{mine} {_in_hex('key', self._rank if key is None else key, self._rank)}"
-        engine.agree(_SPLIT, always=True)
+        engine.agree(_SPLIT, always=True, seconds=seconds)
         try:
             answers = self._parts.group.all_gather(said.encode())
         except BaseException as error:
@@ -405,7 +408,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     # ---- schedules of the user's own
 
-    def use_schedule(self, schedule: Schedule | str | PathLike[str]) -> None:
+    def use_schedule(self, schedule: Schedule | str | PathLike[str], *, timeout: float | None = None) -> None:
         """Run `schedule` for its collective from now on. Collective.
 
         It is read and verified on every rank first. Calls of that collective, with its count, counts, dtype, op and
@@ -415,6 +418,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Args:
             schedule: A schedule, or the path of a file that `hetcomm.schedule.serial.dumps` wrote; the same on all
                 ranks.
+            timeout: Seconds until all ranks must have come to this call; the communicator's unless given.
 
         Raises:
             ScheduleError: On every rank, if on any the file is unreadable, malformed or of another version, the
@@ -430,8 +434,10 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             with refusing(engine, "use_schedule"):
                 engine.settle()
                 self._refuse_in_group("use_schedule")
+                seconds = engine.seconds(timeout)
                 imported = self._plans.examine(schedule)
-            engine.agree(Intent(imported.digest, f"use_schedule of {imported.program.algorithm}"), always=True)
+            intent = Intent(imported.digest, f"use_schedule of {imported.program.algorithm}")
+            engine.agree(intent, always=True, seconds=seconds)
             self._plans.use(imported)
             engine.forget()
 
@@ -499,20 +505,21 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
     # ---- the end
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         """Release everything; calling it again does nothing. Collective.
 
-        Waits until the works under way are over and all ranks have called it, at most the communicator's timeout;
-        messages that no rank takes any more are given up. If a rank has left otherwise, or the communicator is broken,
-        it does not wait. Communicators split from this one are closed first.
+        Waits until the works under way are over and all ranks have called it, at most `timeout` seconds, which are the
+        communicator's unless given; messages that no rank takes any more are given up. If a rank has left otherwise, or
+        the communicator is broken, it does not wait. Communicators split from this one are closed first.
 
         Raises:
+            UsageError: `timeout` is no time; nothing is closed.
             PlanMismatchError: The ranks have called different things, and no call has said so on this rank. The
                 communicator is closed all the same.
             HetcommError: What went wrong with calls on device arrays that nobody has been told of.
         """
         self._engine.check_owner()
-        self._close(self._parts.job.config.timeout)
+        self._close(self._engine.seconds(timeout))
         self._settle()
 
     def abort(self) -> None:

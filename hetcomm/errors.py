@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from hetcomm.health.whereabouts import Whereabouts
+
 __all__ = [
     "CollectiveTimeoutError",
     "DepartedError",
@@ -47,9 +49,12 @@ class HetcommError(Exception):
         origin: The rank that found out first, where that is known; another rank may have been told by it.
         collective: The number of the call on its communicator, counted from 0.
         step: The step of the program, as text.
+        whereabouts: What is known of `ranks`: where they are, and which calls they have come to.
 
     Attributes:
         message: As given, and so are `remedy`, `rank`, `origin`, `collective` and `step`.
+        whereabouts: As given, as a tuple: a `hetcomm.health.whereabouts.Whereabouts` of each rank of which anything is
+            known.
         ranks: As given, as a frozen set.
         peer: The only one of `ranks`; None if there are none or several.
     """
@@ -65,6 +70,7 @@ class HetcommError(Exception):
         origin: int | None = None,
         collective: int | None = None,
         step: str | None = None,
+        whereabouts: Iterable[Whereabouts] = (),
     ) -> None:
         self.message = message
         self.remedy = remedy
@@ -74,6 +80,7 @@ class HetcommError(Exception):
         self.origin = origin
         self.collective = collective
         self.step = step
+        self.whereabouts = tuple(whereabouts)
         where = [
             f"{name} {value}"
             for name, value in (
@@ -91,7 +98,8 @@ class HetcommError(Exception):
 
     def again(self, **changes: Any) -> Self:
         """The same error as an exception of its own, with some arguments of its constructor changed."""
-        given = {name: getattr(self, name) for name in ("remedy", "rank", "ranks", "origin", "collective", "step")}
+        names = ("remedy", "rank", "ranks", "origin", "collective", "step", "whereabouts")
+        given = {name: getattr(self, name) for name in names}
         if "peer" in changes:
             del given["ranks"]
         given |= changes
@@ -131,7 +139,8 @@ class TransportError(HetcommError):
 class PeerFailureError(TransportError):
     """Ranks have died, left or cannot be reached any more; `ranks` names all that are known, and nobody else.
 
-    Who only gave up because of them is not among them. `origin` is the rank that found out first.
+    Who only gave up because of them is not among them. `origin` is the rank that found out first. `whereabouts` has
+    their hosts, and the last calls that they are known to have made.
 
     Attributes:
         is_final: Whether the launcher has said that it will not start all of them again.
@@ -145,7 +154,11 @@ class DepartedError(PlanMismatchError, PeerFailureError):
 
 
 class CollectiveTimeoutError(TransportError):
-    """A wait passed its deadline; the message says what was waited for."""
+    """A wait passed its deadline; the message says what was waited for.
+
+    `ranks` are those that have not come to the call, or cannot be asked since they are stopped or cut off, as far as
+    the others know; `whereabouts` says of each where it is, and the last call that it has made.
+    """
 
 
 class VendorError(HetcommError):

@@ -367,6 +367,12 @@ VARIABLES = (
     Variable("HETCOMM_TOPOLOGY", "topology", "detected", "path of a topology file, the same on all ranks"),
     Variable("HETCOMM_UCX_HOME", "ucx_home", "the wheel, or the system's", "prefix of the UCX to load"),
     Variable("HETCOMM_TIMEOUT", "timeout", "300", "seconds that any wait may take"),
+    Variable(
+        "HETCOMM_HEARTBEAT_TIMEOUT",
+        "heartbeat_timeout",
+        "2.5",
+        "seconds after which a rank on another host that cannot be reached is taken for dead, on rank 0; 0: never",
+    ),
     Variable("HETCOMM_BOOTSTRAP", "bootstrap", "detected", "how the ranks find one another: `mpi`, `tcp` or `single`"),
     Variable(
         "HETCOMM_CALIBRATION", "calibration", "none", "path of a calibration, by which plans are chosen, on rank 0"
@@ -404,6 +410,15 @@ def _warn_of_unknown(environ: Mapping[str, str]) -> None:
             _log.warning("the environment variable %s is not known to hetcomm and has no effect: %s", name, hint)
 
 
+def _seconds(environ: Mapping[str, str], name: str, unset: str) -> float:
+    """The seconds that a variable says; NaN if it says no finite number."""
+    try:
+        seconds = float(environ.get(name, unset))
+    except ValueError:
+        return math.nan
+    return seconds if math.isfinite(seconds) else math.nan
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Settings of one process, read once when `hetcomm.init` runs.
@@ -419,6 +434,8 @@ class Config:
             clusters whose number of ranks, times the bytes of the vector, is at most this; 0: never. Unless set
             4 MiB, and no limit in jobs of several clusters on one host; that of rank 0 counts, and a calibration
             overrides it.
+        heartbeat_timeout: `HETCOMM_HEARTBEAT_TIMEOUT`: seconds after which a rank on another host that cannot be
+            reached is taken for dead, 2.5 unless set; 0: there is no heartbeat. That of rank 0 counts.
         bootstrap: `HETCOMM_BOOTSTRAP`: how the ranks find one another: 'mpi', 'tcp', 'single', or None to detect.
     """
 
@@ -430,6 +447,7 @@ class Config:
     bootstrap: str | None = None
     calibration: str | None = None
     inline_bytes: int | None = None
+    heartbeat_timeout: float = 2.5
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -438,19 +456,22 @@ class Config:
         A variable whose name begins as these do but is none of them is warned of in the log, once.
 
         Raises:
-            UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds, or `HETCOMM_INLINE_BYTES` no number.
+            UsageError: `HETCOMM_TIMEOUT` is not a positive number of seconds, `HETCOMM_HEARTBEAT_TIMEOUT` neither 0
+                nor at least half a second, or `HETCOMM_INLINE_BYTES` no number.
         """
         env = os.environ if environ is None else environ
         _warn_of_unknown(env)
-        text = env.get("HETCOMM_TIMEOUT", "300")
-        try:
-            timeout = float(text)
-        except ValueError:
-            timeout = math.nan
-        if not timeout > 0 or math.isinf(timeout):
+        timeout = _seconds(env, "HETCOMM_TIMEOUT", "300")
+        if not timeout > 0:
             raise UsageError(
-                f"HETCOMM_TIMEOUT={text!r} is not a time",
+                f"HETCOMM_TIMEOUT={env['HETCOMM_TIMEOUT']!r} is not a time",
                 remedy="Set a positive number of seconds, or unset it for 300.",
+            )
+        beats = _seconds(env, "HETCOMM_HEARTBEAT_TIMEOUT", "2.5")
+        if not beats >= 0.5 and beats != 0:
+            raise UsageError(
+                f"HETCOMM_HEARTBEAT_TIMEOUT={env['HETCOMM_HEARTBEAT_TIMEOUT']!r} is no time for a heartbeat",
+                remedy="Set at least 0.5 seconds, 0 for none, or unset it for 2.5.",
             )
         most = env.get("HETCOMM_INLINE_BYTES") or None
         if most is not None and not (most.isascii() and most.isdecimal() and len(most) < 20):
@@ -464,6 +485,7 @@ class Config:
             topology=env.get("HETCOMM_TOPOLOGY") or None,
             ucx_home=env.get("HETCOMM_UCX_HOME") or None,
             timeout=timeout,
+            heartbeat_timeout=beats,
             bootstrap=env.get("HETCOMM_BOOTSTRAP") or None,
             calibration=env.get("HETCOMM_CALIBRATION") or None,
         )

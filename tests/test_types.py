@@ -304,6 +304,14 @@ def test_a_timeout_that_is_no_time_is_refused(text: str) -> None:
     assert caught.value.remedy == "Set a positive number of seconds, or unset it for 300."
 
 
+@pytest.mark.parametrize("text", ["0.4", "-1", "soon", "nan", "inf", ""])
+def test_a_heartbeat_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="HETCOMM_HEARTBEAT_TIMEOUT") as caught:
+        Config.from_environ({"HETCOMM_HEARTBEAT_TIMEOUT": text})
+    assert repr(text) in str(caught.value)
+    assert Config.from_environ({"HETCOMM_HEARTBEAT_TIMEOUT": "0"}).heartbeat_timeout == 0
+
+
 def test_memory_parts() -> None:
     owner = object()
     whole = Memory(1000, 10, DataType.FLOAT32, MemoryKind.CUDA, owner)
@@ -333,7 +341,7 @@ def test_a_variable_that_nothing_reads_is_warned_of_once_with_the_one_meant(capl
 def test_every_setting_has_its_variable_and_is_read_from_it() -> None:
     assert sorted(variable.setting for variable in VARIABLES) == sorted(each.name for each in fields(Config))
     for variable in VARIABLES:
-        value = "7" if variable.setting in ("timeout", "inline_bytes") else "something"
+        value = "7" if variable.setting in ("timeout", "inline_bytes", "heartbeat_timeout") else "something"
         found = Config.from_environ({variable.name: value})
         assert str(getattr(found, variable.setting)).removesuffix(".0") == value
         assert replace(found, **{variable.setting: getattr(Config(), variable.setting)}) == Config()

@@ -8,7 +8,7 @@ from typing import Any
 from hetcomm._conformance.fake_device import FakeDevice
 from hetcomm._conformance.fake_scheduler import Watch
 from hetcomm._ext import ucp
-from hetcomm.transport.base import Request
+from hetcomm.transport.base import Herald, Request
 from hetcomm.types import MemoryKind
 
 __all__ = ["WatchedRequest", "WatchedTransport"]
@@ -122,6 +122,14 @@ class WatchedTransport:
     def dying_peers(self) -> frozenset[int]:
         """The peers that will be among these soon."""
         return frozenset(self.inner.dying_peers())
+
+    def processes(self) -> dict[int, int]:
+        """The processes of peers."""
+        return dict(self.inner.processes())
+
+    def heed(self, herald: Herald | None) -> None:
+        """Let `herald` say who is dead."""
+        self.inner.heed(herald)
 
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:
         """Progress until something has happened, `rouse` is called, or `seconds` have passed."""

@@ -44,7 +44,7 @@ numpy.import_array()
 
 __all__ = [
     "SHARED", "SHELF_NBYTES", "FastPath", "Gate", "Ledger", "Peer", "PinnedCall", "Request", "Worker", "configured",
-    "guard", "refused", "resolve", "share", "unguard",
+    "guard", "home_of", "refused", "resolve", "share", "unguard",
 ]
 
 cdef ucp_tag_t PROOF_TAG = <ucp_tag_t>0xB << 44  # of the class that hetcomm.execution.tags leaves to transports
@@ -706,6 +706,19 @@ cdef class Worker:
             number for number, item in self._engine.peers.items()
             if (<Peer>item).pidfd >= 0 and (<Peer>item).link.failed == UCS_OK and _is_dying((<Peer>item).pid())
         ])
+
+    def processes(self):
+        """The process of each peer on this machine, by the peer's number; without this process itself."""
+        return {number: (<Peer>item).link.pid for number, item in self._engine.peers.items()
+                if (<Peer>item).pidfd >= 0}
+
+    def heed(self, object herald):
+        """Let `herald` say which peers have failed, too: whichever are in `herald.dead()`.
+
+        It is asked when the descriptor `herald.fileno()` is readable, which that makes unreadable. None ends it, which
+        must come before the herald's end.
+        """
+        self._engine.heed(herald)
 
     def watch(self, double seconds, size_t query=0, object events=()):
         """Progress until something has happened, `rouse` is called, or `seconds` have passed; whether something has.

@@ -23,6 +23,7 @@ cdef extern from "ucp_table.h" nogil:
         UCS_ERR_MESSAGE_TRUNCATED
         UCS_ERR_NO_ELEM
         UCS_ERR_CONNECTION_RESET
+        UCS_ERR_ENDPOINT_TIMEOUT
         UCS_MEMORY_TYPE_HOST
         UCS_MEMORY_TYPE_CUDA
         UCS_MEMORY_TYPE_ROCM

@@ -29,6 +29,7 @@ cdef class Engine:
     cdef Watch watch
     cdef object interruption
     cdef object companion
+    cdef object herald          # says which peers are dead, and when it has something new to say
 
     def __cinit__(self):
         self.memory_types = 1 << UCS_MEMORY_TYPE_HOST
@@ -159,7 +160,8 @@ cdef class Engine:
         return GO_ON
 
     cdef int patrol(self) except -1:
-        """Mark the local peers whose processes have ended, once all they sent has been taken in."""
+        """Mark the peers whose processes have ended, once all they sent has been taken in, or that are said to be dead.
+        """
         cdef Peer peer
         cdef int turns
         gone = self.watch.ended()
@@ -168,12 +170,22 @@ cdef class Engine:
         for turns in range(GRACE_TURNS):
             if ucp_worker_progress(self.worker) == 0:
                 break
+        dead = self.herald.dead() if self.herald is not None and self.herald.fileno() in gone else ()
         for item in self.peers.values():
             peer = <Peer>item
             if peer.pidfd in gone:
                 self.watch.drop(peer.pidfd)
                 _on_peer_failure(&peer.link, peer.link.ep, UCS_ERR_CONNECTION_RESET)
+            elif peer.number in dead and peer.link.failed == UCS_OK:
+                _on_peer_failure(&peer.link, peer.link.ep, UCS_ERR_ENDPOINT_TIMEOUT)
         return 0
+
+    cdef int heed(self, object herald) except -1:
+        """Let `herald` say which peers are dead; None: nobody does any more."""
+        if self.herald is not None:
+            self.watch.drop(self.herald.fileno())
+        self.herald = herald
+        return 0 if herald is None else self.watch.add(herald.fileno())
 
     cdef int raise_interruption(self) except -1:
         error = self.interruption

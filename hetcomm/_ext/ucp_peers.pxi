@@ -95,6 +95,11 @@ cdef bytes _process_mark():
     return machine + namespace.to_bytes(8, "little") + os.getpid().to_bytes(4, "little")
 
 
+def home_of(bytes address):
+    """What the addresses of processes have in common that see one another, as text."""
+    return address[MAGIC:PROCESS].hex()
+
+
 cdef bint _is_dying(int pid) except -1:
     """Whether a process has been killed: it ends when its memory has been given back, which may take a while."""
     try:

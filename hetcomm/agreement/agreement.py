@@ -19,16 +19,16 @@ begins when `ready` says so. Frames are recorded where they arrive (`_record`), 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from hetcomm._ext import ucp
 from hetcomm.agreement.closing import Closing, Parting
 from hetcomm.agreement.control import Frame, Leaving, Mailbox, Subject, unreadable
+from hetcomm.agreement.rollcall import RollCall
 from hetcomm.agreement.survival import Survival
+from hetcomm.agreement.tickets import Intent, Ticket
 from hetcomm.errors import (
     CollectiveTimeoutError,
     DepartedError,
@@ -72,47 +72,6 @@ REFUSALS: tuple[type[HetcommError], ...] = (
 """What a rank may raise about its own arguments before it takes part in a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """What a rank wants to run: 16 bytes that are equal where the plans are, and a line of text for people."""
-
-    fingerprint: bytes
-    text: str
-
-    @classmethod
-    def of(cls, text: str, *parts: Intent) -> Intent:
-        """What is meant by `text` and the parts, in their order; only the text is shown."""
-        digest = hashlib.blake2b(text.encode(), digest_size=16)
-        for part in parts:
-            digest.update(part.fingerprint)
-        return cls(digest.digest(), text)
-
-
-class Ticket:
-    """One open call.
-
-    Attributes:
-        call: Its number.
-        check: What the tags of its messages hold, once it has begun.
-        intent: What this rank runs.
-        always: Whether the plans are compared though they have been before.
-        begun: Whether data may be moved; set by `Agreement.ready`.
-        error: Why the call fails on all ranks, or None.
-        works: How many works of this rank it consists of that are not over; the engine counts.
-    """
-
-    __slots__ = ("always", "begun", "call", "check", "error", "intent", "works")
-
-    def __init__(self, call: int, intent: Intent, always: bool) -> None:
-        self.call = call
-        self.intent = intent
-        self.always = always
-        self.begun = False
-        self.check = 0
-        self.error: HetcommError | None = None
-        self.works = 1
-
-
 class Agreement:
     """The state of one rank of one communicator.
 
@@ -126,6 +85,7 @@ class Agreement:
         cause: The misuse that broke it, if it was one.
         closing: How the ranks part.
         survival: Who goes on when it is broken.
+        roll: Which calls the others have come to.
         failed: Tickets that got an error and have not been dealt with; whoever does so empties it.
         unsettled: Calls that failed on all ranks and of which rank 0 has yet to tell how they went there.
     """
@@ -147,7 +107,6 @@ class Agreement:
         self._plans: dict[int, dict[int, Frame]] = {}
         self._approved: set[int] = set()
         self._gone: dict[int, Frame] = {}
-        self._heard: set[int] = set()  # who has told its plan, while `diagnose` asks
         self.unsettled: list[int] = []
         self._why_unsettled: dict[int, HetcommError] = {}
         self._reports: dict[int, dict[int, bool]] = {}
@@ -155,6 +114,7 @@ class Agreement:
         self._settled: dict[int, bool] = {}
         self.closing = Closing(self._rank, self._nranks, mailbox.send, self._disagree)
         self.survival = Survival(self._rank, self._nranks, mailbox.send)
+        self.roll = RollCall(self._rank, ledger, mailbox.send, lambda: next(iter(self._open), ledger.next_call))
         self._ended: Callable[[], Collection[int]] = tuple
         self._look_at = 0.0
         self._leaving = False  # takes part in nothing more
@@ -286,20 +246,29 @@ class Agreement:
         """The misuse behind an error of the wire, the peer or a vendor in a call, or `error` itself.
 
         When ranks run different plans, what is seen first may be a message of the wrong length, or a peer that has
-        raised and gone. So the plans are compared, as far as the others answer at once.
+        raised and gone. So the plans are compared, as far as the others answer at once; those that have none for this
+        call say where they are (`roll`).
         """
         if self._nranks == 1 or not isinstance(error, (TransportError, VendorError)):
             return error
         if ticket.error is None and ticket.call in self._open:
-            self._heard.clear()
             self._send_note(ticket.call, ask=True)
-
-            def answered() -> bool:
-                self.poll()
-                return ticket.error is not None or len(self._heard) == self._nranks - 1
-
-            wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
+            self._call_the_roll(self._mailbox.others(), lambda: ticket.error is not None)
         return ticket.error or self.cause or error
+
+    def locate(self, ranks: Iterable[int]) -> None:
+        """Ask some ranks where they are, and wait a moment for the answers, which are in `roll`."""
+        self._call_the_roll(ranks, lambda: False)
+
+    def _call_the_roll(self, ranks: Iterable[int], enough: Callable[[], bool]) -> None:
+        asked = [rank for rank in ranks if rank != self._rank and rank not in self._gone]
+        self.roll.ask(asked)
+
+        def answered() -> bool:
+            self.poll()
+            return enough() or all(self.roll.has_answered(rank) or rank in self._gone for rank in asked)
+
+        wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
 
     def lateness(self, ticket: Ticket) -> tuple[str, int | None]:
         """What a call that has not begun waits for, as text, and the rank that is missing, if it is one."""
@@ -416,13 +385,12 @@ class Agreement:
         call = frame.call
         match frame.subject:
             case Subject.PLAN | Subject.NOTE:
+                self.roll.hint(frame)
                 if self._leaving and call >= self._ledger.next_call:
                     self._say_gone(frame.source)
                     self._go_alone(_departure(frame.source, frame.text, self._rank))
                 elif call not in self._over_everywhere:
                     self._plans.setdefault(call, {})[frame.source] = frame
-                if frame.subject is Subject.PLAN or frame.flag == _ANSWER:
-                    self._heard.add(frame.source)
                 if frame.subject is Subject.NOTE and frame.flag == _ASK and (mine := self._intent_of(call)) is not None:
                     note = Frame(Subject.NOTE, self._rank, call, _ANSWER, mine.fingerprint, mine.text)
                     self._mailbox.send(note, (frame.source,))
@@ -447,6 +415,8 @@ class Agreement:
                 self.closing.record(frame)
             case Subject.JOIN | Subject.DECIDED | Subject.ABSENT:
                 self.survival.record(frame)
+            case Subject.WHERE | Subject.HERE:
+                self.roll.record(frame)
             case Subject.WAITING:
                 if self._leaving:
                     self._say_gone(frame.source)

@@ -54,6 +54,8 @@ class Subject(enum.IntEnum):
     JOIN = 12  # this and the next two find out who goes on: see `hetcomm.agreement.survival`
     DECIDED = 13
     ABSENT = 14
+    WHERE = 15  # which calls have you come to?
+    HERE = 16  # this many, the last of which is text; number: how many are over; ranks: of whom I need messages
 
 
 class Leaving(enum.IntEnum):

@@ -159,6 +159,10 @@ class Execution:
         """The rank that has sent a message for another plan of this run, and its check bits; None: it cannot tell."""
         return None
 
+    def peers(self) -> set[int]:
+        """The ranks with whom messages are under way."""
+        return {self.bound.steps[index].peer for index, _ in self._active} - {-1}
+
     def waiting_for(self) -> str:
         """The steps under way, as text for errors."""
         active = [self.bound.label(index) for index, _ in self._active]

@@ -189,6 +189,11 @@ class NativeExecution(Execution):
         if not collect(self._executor.transport, pending):
             self._executor.keep_until_close(pending, self._memories)
 
+    def peers(self) -> set[int]:
+        """The ranks with whom messages are under way."""
+        active = [] if self._over else self._run.under_way()
+        return {self.bound.steps[index].peer for index in active} - {-1}
+
     def waiting_for(self) -> str:
         """The steps under way, as text for errors."""
         held = self._run.waits_for_turn()

@@ -18,6 +18,8 @@ from hetcomm.devices import Devices
 from hetcomm.devices.base import Device
 from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError
 from hetcomm.execution.tags import Contexts, contexts_on
+from hetcomm.health import heartbeat
+from hetcomm.health.health import Health
 from hetcomm.job import detect
 from hetcomm.job.bootstrap import JobGroup, bootstrap, refusal_of, uses_mpi, uses_tcp
 from hetcomm.job.connected import ConnectedGroup
@@ -55,6 +57,7 @@ class Job:
         pump: That of the process, which moves this job with all others.
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         again: Opens it again with whoever is there then; None where the ranks cannot meet twice.
+        health: What is known of the other ranks.
         devices: Those that arrays have been on so far.
         unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
@@ -67,6 +70,7 @@ class Job:
     pump: Pump
     calibration: Calibration | None = None
     again: Callable[[], Job] | None = None
+    health: Health = field(default_factory=Health)
     devices: Devices = field(default_factory=Devices)
     unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
@@ -82,6 +86,8 @@ class Job:
         if self._thread is not None:
             self._thread.stop()
         self.pump.detach(self.transport)
+        self.transport.heed(None)
+        self.health.close()
         self.transport.close()
         self.group.close()
 
@@ -147,6 +153,7 @@ def open_job(
             group = ConnectedGroup(transport, group, group.rank, range(group.nranks), config.timeout)
         found = given if given is not None else detect.build_topology(statements)
         calibration, inline_bytes = _agree_on_plans(config, group)
+        health = _watch(transport, statements, group, config)
     except BaseException:
         if transport is not None:
             process_pump().detach(transport)
@@ -159,7 +166,7 @@ def open_job(
     if uses_tcp(config, comm) and worker is None:
         again = partial(open_job, config, topology=topology)
     config = replace(config, inline_bytes=inline_bytes)
-    return Job(config, transport, group, found, contexts, pump, calibration, again)
+    return Job(config, transport, group, found, contexts, pump, calibration, again, health)
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:
@@ -227,6 +234,20 @@ def _connect(transport: UcxTransport, statements: list[detect.Statement], group:
     except Exception as error:  # noqa: BLE001
         failure = typed(error, "greeting the other ranks", kind=TransportError)
     detect.exchange(group, b"", failure, "hetcomm.init")
+
+
+def _watch(transport: UcxTransport, statements: list[detect.Statement], group: JobGroup, config: Config) -> Health:
+    """What is known of the other ranks from now on; collective.
+
+    Raises:
+        TransportError: What one says of its heartbeat cannot be read.
+    """
+    from hetcomm.transport.ucx import home_of
+
+    pulse = heartbeat.begin(group, [home_of(said.address) for said in statements], config.heartbeat_timeout)
+    transport.heed(pulse)
+    hosts = [said.host for said in statements]
+    return Health(group.rank, hosts, transport.processes(), pulse, transport.failed_peers)
 
 
 def _prepare_transport(config: Config) -> None:

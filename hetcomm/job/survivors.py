@@ -77,6 +77,7 @@ def _decide(parts: Parts, number: int, well: bool, ended: Callable[[], Collectio
 
     def look(now: float) -> None:
         parts.job.pump.lock.rest()
+        parts.job.health.look(now)
 
     survival.begin(number, well=well)
     if not wait(parts.job.pump, decided, deadline, look):

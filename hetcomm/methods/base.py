@@ -166,7 +166,7 @@ class Methods:
         """A persistent request that all ranks have agreed upon."""
         engine = self._engine
         with engine.lock:
-            engine.agree(Intent.of(f"{name}_init: {plan.intent.text}", plan.intent))
+            engine.agree(Intent.of(f"{name}_init: {plan.intent.text}", plan.intent), seconds=seconds)
             engine.agreement.trust(plan.intent)
         memories, op = (call.out_memory, call.in_memory), call.collective.op
         if kind_of(*memories) is MemoryKind.HOST:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from hetcomm.types import MemoryKind
 
-__all__ = ["QuickTransport", "Request", "Script", "ScriptRun", "Transport"]
+__all__ = ["Herald", "QuickTransport", "Request", "Script", "ScriptRun", "Transport"]
 
 
 class Request(Protocol):
@@ -131,6 +131,18 @@ class Script(Protocol):
         ...
 
 
+class Herald(Protocol):
+    """What says which peers are dead, beside what a transport sees itself."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when there are more of them."""
+        ...
+
+    def dead(self) -> frozenset[int]:
+        """All of them; the descriptor is not readable any more."""
+        ...
+
+
 class Transport(Protocol):
     """The end of a job's network that one process holds.
 
@@ -169,6 +181,14 @@ class Transport(Protocol):
 
     def dying_peers(self) -> frozenset[int]:
         """Those that will be among these soon, as far as that can be seen: their processes have been killed."""
+        ...
+
+    def processes(self) -> dict[int, int]:
+        """The processes of other peers that this one sees, by the peer's number."""
+        ...
+
+    def heed(self, herald: Herald | None) -> None:
+        """Count the peers that `herald` says are dead among `failed_peers`; None: nobody says so any more."""
         ...
 
     def watch(self, seconds: float, query: int = 0, events: Sequence[int] = ()) -> bool:

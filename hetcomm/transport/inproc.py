@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, TransportError, UsageError
-from hetcomm.transport.base import Request
+from hetcomm.transport.base import Herald, Request
 from hetcomm.types import MemoryKind
 
 __all__ = ["InprocNetwork", "InprocRequest", "InprocTransport"]
@@ -207,6 +207,13 @@ class InprocTransport:
         """None: they die at once."""
         return frozenset()
 
+    def processes(self) -> dict[int, int]:
+        """None: all are this one."""
+        return {}
+
+    def heed(self, herald: Herald | None) -> None:
+        """Nothing: `InprocNetwork.fail` says who is dead."""
+
     def progress(self) -> bool:
         """Let what is due arrive; whether anything did."""
         with self.network.changed:
@@ -315,7 +322,7 @@ class InprocTransport:
             PeerFailureError(
                 f"peer {request.peer} is gone",
                 peer=request.peer,
-                remedy="Close this communicator; look at that peer's output for why it ended.",
+                remedy="Close this communicator, or shrink it to go on without that peer; its output may say why it ended.",
             )
         )
 

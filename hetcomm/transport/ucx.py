@@ -19,7 +19,7 @@ from hetcomm.transport.descriptors import make_room
 from hetcomm.transport.library import Library, load_library
 from hetcomm.types import Config, MemoryKind
 
-__all__ = ["UcxTransport", "is_shared", "prepare"]
+__all__ = ["UcxTransport", "home_of", "is_shared", "prepare"]
 
 _GREETING = 1 << 19  # bytes: more than any transport sends without an answer of the other end
 _GREETING_TAG = 0xB << 44 | 1
@@ -201,3 +201,8 @@ def _has_room() -> bool:
 def is_shared(address: bytes) -> bool:
     """Whether that is the address of a worker that its process shares with the worker's owner."""
     return address.startswith(ucp.SHARED)
+
+
+def home_of(address: bytes) -> str:
+    """Equal for the addresses of processes that see one another: of one machine, in one namespace of processes."""
+    return ucp.home_of(address)

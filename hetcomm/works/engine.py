@@ -187,13 +187,15 @@ class Engine(UnderWay):
             self.give_up(error)
             raise
 
-    def agree(self, intent: Intent, *, always: bool = False) -> None:
+    def agree(self, intent: Intent, *, always: bool = False, seconds: float | None = None) -> None:
         """Return when all ranks have come to a call that moves nothing; `always` as for `Agreement.open`.
+
+        It may take `seconds`; the communicator's unless given.
 
         Raises:
             HetcommError: As `finish`.
         """
-        work = Milestone(self, intent.text, self._timeout)
+        work = Milestone(self, intent.text, self._timeout if seconds is None else seconds)
         self.submit((work,), intent, background=False, always=always)
         self.finish(work)
 
@@ -582,7 +584,7 @@ class Engine(UnderWay):
                 and self.agreement.broken is None
             ):
                 left = max(0.0, deadline - time.monotonic())
-                parting = self.agreement.close(left, patience, outstanding(), self.ended)
+                parting = self.agreement.close(left, patience, outstanding(), self._inquest.ended)
             if parting is Parting.LOST:
                 self.abandon("closed it without waiting")
             else:

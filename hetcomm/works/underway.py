@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,10 @@ from hetcomm.errors import (
     PlanMismatchError,
     TransportError,
     UsageError,
-    VendorError,
     numbers,
 )
 from hetcomm.transport.base import Transport
+from hetcomm.works.inquest import Inquest
 from hetcomm.works.work import MessageWork, Work
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ _log = logging.getLogger(__name__)
 _WATCH_EVERY = 0.02  # seconds
 _PATIENCE = 1.0  # seconds that libraries get to finish what cannot be taken back from them,
 _PATIENCE_WITH_THE_DEAD = 0.1  # and where that needs a rank which has died
-_MOMENT = 0.02  # seconds without another death after which no more are waited for,
-_DEATH = 0.5  # unless a process has been killed, and has so long to end
 _SHOWN = 8  # calls that an error names
 
 
@@ -75,6 +72,9 @@ class UnderWay:
         self.unraised: Exception | None = None
         self.told = False
         self.lock = parts.job.pump.lock
+        self._inquest = Inquest(parts)
+        self._needs: frozenset[int] = frozenset()  # whose messages it waited for when it stopped
+        self.agreement.roll.needs = self._needed
         self._halted = False  # broken, or about to be: nothing moves any more
         self._watch_at = 0.0
         self._known_ended: frozenset[int] = frozenset()  # as `watch` saw it last
@@ -246,7 +246,7 @@ class UnderWay:
             self._reason = self._reason or next((ticket.error for ticket in failed), None)
             self._halt()
         elif left is not None:
-            self._break(self._blame(left))
+            self._break(self._inquest.blame(left))
         else:
             tickets = set(map(id, failed))
             for work in self._works():
@@ -262,91 +262,27 @@ class UnderWay:
             work.abort()
             self.end(work, error)
             return
+        needs = self._needs = self._needed()
         self._stop()
         better = error
         if isinstance(error, HetcommError):
-            cause = self._misuse_behind(work, error)
-            better = self._blame(self._in_own_numbers(error) if cause is error else cause.again())
+            cause = self._inquest.misuse_behind(work, error)
+            better = self._inquest.blame(self._inquest.in_own_numbers(error) if cause is error else cause.again())
+            if cause is error:
+                better = self._inquest.missed(work, better, needs)
             if work.ticket is not None and better.collective is None:
                 better = better.again(collective=work.ticket.call)
             if better is not error:
                 better.__cause__ = error
         self._break(better, work)
 
+    def _needed(self) -> frozenset[int]:
+        """The ranks whose messages its works wait for, or did when it stopped."""
+        return self._needs.union(*(work.peers() for work in self._works()))
+
     def ended(self) -> frozenset[int]:
         """The ranks whose processes are known to have ended, or that cannot be reached any more."""
-        failed = self._parts.job.transport.failed_peers()
-        if not failed:
-            return failed
-        return frozenset(rank for rank, peer in enumerate(self._parts.peers) if peer in failed and rank != self.rank)
-
-    def _died(self) -> frozenset[int]:
-        """Those of them that have not left before they ended."""
-        return self.ended() - self.agreement.gone()
-
-    def _dead(self) -> frozenset[int]:
-        """The same with all that die in this moment."""
-        dead = self._died()
-        transport = self._parts.job.transport
-        now = time.monotonic()
-        until, latest = now + _MOMENT, now + _DEATH
-        while dead and (now < until or (now < latest and transport.dying_peers())):
-            transport.progress()
-            os.sched_yield()
-            more = self._died()
-            now = time.monotonic()
-            if more != dead:
-                dead, until = more, now + _MOMENT
-        return dead
-
-    def _misuse_behind(self, work: Work, error: HetcommError) -> HetcommError:
-        """The misuse behind an error, or `error` itself; nobody is asked where a rank has died."""
-        if work.ticket is None:
-            return error
-        self.agreement.poll()
-        if isinstance(error, PeerFailureError) and self._died():
-            return work.ticket.error or self.agreement.cause or error
-        return self.agreement.diagnose(work.ticket, error)
-
-    def _end_of(self, ended: frozenset[int], what: str, error: HetcommError | None = None) -> PeerFailureError:
-        """The error of calls that need ranks which have ended."""
-        return PeerFailureError(
-            f"rank {numbers(ended)} {'has' if len(ended) == 1 else 'have'} ended: {what}",
-            rank=self.rank,
-            ranks=ended,
-            origin=self.rank,
-            collective=None if error is None else error.collective,
-            step=None if error is None else error.step,
-            remedy="Close this communicator; look at the output of those ranks for why they ended.",
-        )
-
-    def _blame(self, error: HetcommError) -> HetcommError:
-        """What to raise for an error that a rank which has ended may have caused: one that names it.
-
-        A vendor's library says at best that a connection ended, be it that of a rank that has left and said so. A rank
-        that leaves names those that it knows of.
-        """
-        if not isinstance(error, (VendorError, PeerFailureError)) or isinstance(error, PlanMismatchError):
-            return error
-        self.agreement.poll()
-        dead = self._dead()
-        if dead:
-            return self._end_of(dead | self.agreement.blamed(), error.message, error)
-        gone = self.agreement.gone()
-        if isinstance(error, VendorError) or (error.ranks and error.ranks <= gone):
-            return self.agreement.desertion(error.ranks) or error
-        return error
-
-    def _in_own_numbers(self, error: HetcommError) -> HetcommError:
-        """An error of the transport, which numbers the ranks of the job, in terms of this communicator's ranks."""
-        if not isinstance(error, TransportError) or error.rank is not None:
-            return error
-        own = {peer: rank for rank, peer in enumerate(self._parts.peers)}
-        ranks = {own[peer] for peer in error.ranks if peer in own}
-        message = error.message
-        if ranks != error.ranks:
-            message = f"{message} (rank {numbers(error.ranks)} of the job is rank {numbers(ranks)} here)"
-        return error.again(message=message, rank=self.rank, ranks=ranks)
+        return self._inquest.ended()
 
     def watch(self, now: float) -> None:
         """Let a collective fail that waits, a little after a rank of the communicator has ended.
@@ -356,11 +292,12 @@ class UnderWay:
         if now < self._watch_at:
             return
         self._watch_at = now + _WATCH_EVERY
-        ended, known = self.ended(), self._known_ended
+        self._parts.job.health.look(now)
+        ended, known = self._inquest.ended(), self._known_ended
         self._known_ended = ended
         work = next((work for work in self._works() if not isinstance(work, MessageWork)), None)
         if ended & known and work is not None and not self._halted:
-            self._fail(work, self._end_of(ended, f"{work.name} needs it"))
+            self._fail(work, self._inquest.end_of(ended, f"{work.name} needs it"))
 
     def _interrupted(self, work: Work, error: BaseException) -> None:
         """The wait for a work was interrupted: a message is taken back, a collective is the end."""
@@ -382,7 +319,7 @@ class UnderWay:
             if self._halted:
                 return self.ending()
             self._stop()
-            better = self._blame(error)
+            better = self._inquest.blame(error)
             self._break(better)
             self.told = True
             return better
@@ -413,7 +350,9 @@ class UnderWay:
         """Stop everything for good, and end all works with an error."""
         self._stop()
         try:
-            held = self._parts.abort(_PATIENCE_WITH_THE_DEAD if self.ended() or self.agreement.blamed() else _PATIENCE)
+            held = self._parts.abort(
+                _PATIENCE_WITH_THE_DEAD if self._inquest.ended() or self.agreement.blamed() else _PATIENCE
+            )
             if held:
                 what = f"{', '.join(held)} may still write to the arrays of calls that failed"
                 _log.warning("[rank %d] %s; they are kept alive as long as the process", self.rank, what)

@@ -145,6 +145,10 @@ class Work:
         """What it waits for on a device."""
         return ()
 
+    def peers(self) -> set[int]:
+        """The ranks that it waits for a message of or to, as far as it knows."""
+        return set()
+
     def abort(self) -> None:
         """Stop what the executors do not know of, so that nothing touches the arrays any more."""
 
@@ -225,6 +229,10 @@ class CollectiveWork(Work):
         """Stop its program."""
         if self._operation is not None:
             self._operation.abort()
+
+    def peers(self) -> set[int]:
+        """Those of the messages of its program that are under way."""
+        return set() if self._operation is None else self._operation.peers()
 
     def contradiction(self) -> tuple[int, int] | None:
         """As for its program."""
