@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -31,6 +30,8 @@ from hetcomm.job.launcher import Launcher
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.testing import run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
+
+from . import scripts
 
 HEADS = ["size", "count", "type", "redop", "root", "library", "time", "min", "p95", "algbw", "busbw", "wrong"]
 
@@ -331,8 +332,7 @@ def test_under_mpirun_rank_0_prints() -> None:
     code = "from hetcomm.cli import main; main()"
     argv = [sys.executable, "-c", code, "bench", "send_recv", "-b", "1K", "-e", "1K", "--iters", "1", "--no-check"]
     command = mpi_command([({}, argv)] * 2)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+    done = scripts.run(command)
     rows = [line.split() for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert [(row[0], row[5], row[-1]) for row in rows] == [("1024", "hetcomm", "N/A")]
     assert "Wrong values" not in done.stdout

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +20,7 @@ from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
 from .runtime.invoke import InForm, equal, inputs_of, invocation, share
+from .scripts import outside, python, run
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -381,17 +380,6 @@ def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
         assert "HETCOMM_VENDOR" in contradiction
 
 
-def python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, started without a launcher."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PRTE", "HETCOMM"))
-    }
-    env = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, env=env, check=False
-    )
-
-
 def test_a_script_without_launcher_is_a_job_of_one_rank() -> None:
     done = python("""
         import sys
@@ -407,7 +395,6 @@ def test_a_script_without_launcher_is_a_job_of_one_rank() -> None:
             print(comm.rank, comm.nranks, array.tolist(), out.tolist(), "mpi4py" in sys.modules, repr(comm))
         print(comm.closed, part.closed)
         """)
-    assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "0 1 [0, 1, 2, 3] [0, 1, 2, 3] False <hetcomm.Communicator, rank 0 of 1 (ucx: 1)>"
     assert second == "True True"
@@ -458,8 +445,7 @@ except hetcomm.PeerFailureError as error:
 def test_a_script_whose_rank_raises_ends_without_close() -> None:
     env = [{**ENV, "HETCOMM_VENDOR": vendor} for vendor in TOPOLOGIES["2+2"]]
     command = mpi_command([(each, [sys.executable, "-c", FORGETFUL]) for each in env], recovery=True)
-    base = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=35, env=base, check=False)
+    done = run(command, env=os.environ | {"PYTHONPATH": outside()["PYTHONPATH"]}, status=None)
     assert "ZeroDivisionError" in done.stderr
     assert sorted(line for line in done.stdout.splitlines() if "noticed" in line) == [
         "noticed 0",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 
 from hetcomm.testing import run_ranks, this_rank
+
+from .scripts import run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -163,9 +164,7 @@ def test_heat_and_cg_compute_what_one_process_does(
 
 @pytest.mark.parametrize(("name", "proofs"), [("digits.py", 5), ("heat.py", 2), ("cg.py", 2)])
 def test_examples_run_without_a_launcher(name: str, proofs: int) -> None:
-    command = [sys.executable, str(EXAMPLES / name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run([sys.executable, EXAMPLES / name])
     assert done.stdout.count("ok  ") == proofs
     assert done.stderr == ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 import hetcomm
 from hetcomm.communicator import Communicator
 from hetcomm.testing import run_ranks
+
+from .scripts import outside, run
 
 ENV = {"HETCOMM_TIMEOUT": "30"}
 
@@ -133,11 +134,12 @@ def test_a_child_has_no_communicator(vendors: list[str]) -> None:
 
 
 EXITS = """
-import os, sys
+import faulthandler, os, sys
 from multiprocessing import get_context
 import numpy as np
 import hetcomm
 
+faulthandler.enable(open(os.dup(2), "w"))  # what a hang shows, with standard error elsewhere, too
 comm = hetcomm.init()
 part = comm.split(0)
 request = comm.all_reduce_init(np.ones(5))
@@ -173,12 +175,15 @@ for how in ("sys.exit", "os._exit", "an exception", "collected", "a block"):
     pid = os.fork()
     if pid == 0:
         leave(how)
+    print("rank", comm.rank, "waits for", how, flush=True)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status == (1 if how == "an exception" else 3), (how, status)
     works()
+print("rank", comm.rank, "opens a pool", flush=True)
 with get_context("fork").Pool(1) as pool:
     assert pool.map(abs, [-1, 2]) == [1, 2]
 works()
+print("rank", comm.rank, "starts a process", flush=True)
 child = get_context("fork").Process(target=works)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 child.start()
@@ -203,10 +208,9 @@ def test_the_exit_of_a_child_touches_nothing(vendors: tuple[str, str], tmp_path:
 
     script = tmp_path / "exits.py"
     script.write_text(EXITS)
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = {"PYTHONPATH": outside()["PYTHONPATH"]}
     ranks = [({"HETCOMM_VENDOR": vendor, **ENV, **path}, [sys.executable, str(script)]) for vendor in vendors * 2]
-    done = subprocess.run(mpi_command(ranks), check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(mpi_command(ranks))
     assert done.stdout.count("went well") == 4
 
 
@@ -234,8 +238,7 @@ def begin_again() -> list[object]:
 
     texts = [in_child(refused)]
     fresh = "import hetcomm\ntry:\n    hetcomm.init()\nexcept hetcomm.UsageError as error:\n    print(error)"
-    done = subprocess.run([sys.executable, "-c", fresh], check=True, capture_output=True, text=True, timeout=60)
-    texts.append(done.stdout)
+    texts.append(run([sys.executable, "-c", fresh]).stdout)
     found = in_child(alone)
     good = works(comm)
     comm.close()
