@@ -27,7 +27,7 @@ MARK = "HC_TEST_JOB"
 """The variable that tells the processes of a job."""
 
 _ENDING = 3.0  # seconds that processes get to write their stacks, and to end
-_LAUNCHERS = ("OMPI_", "PMI", "PRTE_", "SLURM_", "HETCOMM_")
+_LAUNCHERS = ("OMPI_COMM_", "PMI", "PRTE_", "SLURM_", "HETCOMM_")
 _RANKS = (b"HETCOMM_RANK=", b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK=")
 
 

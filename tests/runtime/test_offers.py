@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hetcomm
@@ -397,7 +397,6 @@ SPARE, ONE, OTHER = Slice(Buffer.SCRATCH, 0, 512), Slice(Buffer.OUT, 0, 512), Sl
 GIVEN, BOTH = Slice(Buffer.IN, 0, 1024), Slice(Buffer.OUT, 0, 1024)
 
 
-@settings(max_examples=150)
 @example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM)], False, 0)
 @example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM), Copy(SPARE, OTHER)], False, 0)
 @example([Recv(ONE, 0), Reduce(OTHER, ONE, ReduceKind.SUM), Copy(ONE, OTHER)], True, 0)
