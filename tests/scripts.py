@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-__all__ = ["DEADLINE", "MARK", "Started", "living", "outside", "python", "run", "started"]
+__all__ = ["DEADLINE", "MARK", "PATIENCE", "Started", "living", "outside", "python", "run", "started"]
 
 DEADLINE = 240.0
 """Seconds that only what hangs takes, on a slow and busy machine, too."""
+PATIENCE = {"HETCOMM_TIMEOUT": "100"}
+"""The environment of ranks that never wait until their time is over: what takes less than 30 s has not, anywhere."""
 MARK = "HC_TEST_JOB"
 """The variable that tells the processes of a job."""
 

@@ -19,8 +19,9 @@ from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
+from .ranks import once, run_in_turn
 from .runtime.invoke import InForm, equal, inputs_of, invocation, share
-from .scripts import outside, python, run
+from .scripts import DEADLINE, PATIENCE, outside, python, run
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -28,7 +29,7 @@ TOPOLOGIES = {
     "2+1+1": ("mpi", "mpi", "oneccl", "ucx"),
 }
 COUNTS = (0, 1, 5, 600)
-ENV = {"HETCOMM_TIMEOUT": "40"}
+ENV = PATIENCE
 
 
 def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
@@ -91,7 +92,7 @@ def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
 
 def check_matrix(name: str, inlined: bool, part: int, of: int) -> None:
     vendors, env = TOPOLOGIES[name], ENV if inlined else ENV | {"HETCOMM_INLINE_BYTES": "0"}
-    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=100)
+    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=DEADLINE)
     whole = len(list(cases(len(vendors))))
     for rank, (count, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"
@@ -197,7 +198,7 @@ def run_requests(comm: hetcomm.Communicator, part: hetcomm.Communicator) -> list
 
 @pytest.mark.parametrize("name", ["2+2", pytest.param("2+1+1", marks=pytest.mark.slow)])
 def test_many_works_on_several_communicators_in_any_order(name: str) -> None:
-    for rank, wrong in enumerate(run_ranks(4, run_works, vendors=TOPOLOGIES[name], env=ENV, timeout=100)):
+    for rank, wrong in enumerate(told(name)["works"]):
         assert wrong == [], f"rank {rank}"
 
 
@@ -266,7 +267,7 @@ def run_points() -> dict[str, Any]:
 
 def test_messages_split_and_trace() -> None:
     env = {**ENV, "HETCOMM_INLINE_BYTES": "0"}
-    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=env, timeout=60)
+    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=env, timeout=DEADLINE)
     for rank, result in enumerate(results):
         assert all(result["got"]), (rank, result["got"])
         assert result["split"] == (1 - rank // 2, 2, [2, 4][rank % 2])
@@ -320,7 +321,7 @@ def run_refusals() -> list[tuple[str, str]]:
 
 
 def test_misuse_is_raised_on_every_rank() -> None:
-    for rank, found in enumerate(run_ranks(4, run_refusals, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)):
+    for rank, found in enumerate(told("2+2")["refusals"]):
         assert [kind for kind, _ in found] == [
             "UsageError",
             "PlanMismatchError",
@@ -365,7 +366,7 @@ def run_bad_inits() -> list[tuple[str, str]]:
 
 
 def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
-    for found in run_ranks(2, run_bad_inits, env=ENV, timeout=60):
+    for found in run_ranks(2, run_bad_inits, env=ENV, timeout=DEADLINE):
         kinds = [kind for kind, _ in found]
         assert kinds == ["UsageError", *["TopologyError"] * 5]
         vendor, size, differ, missing, contradiction, strange = (text for _, text in found)
@@ -407,7 +408,14 @@ def run_and_forget() -> int:
 
 
 def test_forgetting_to_close_ends_cleanly() -> None:
-    assert run_ranks(4, run_and_forget, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60) == [4] * 4
+    assert told("2+2")["forget"] == [4] * 4
+
+
+@once
+def told(name: str) -> dict[str, list[Any]]:
+    """What ranks return that do all of this one after the other, and end without closing their last communicator."""
+    targets = {"works": run_works, "refusals": run_refusals, "forget": run_and_forget}
+    return run_in_turn(4, targets, vendors=TOPOLOGIES[name], env=ENV)
 
 
 def run_and_raise() -> None:
@@ -420,7 +428,7 @@ def run_and_raise() -> None:
 
 def test_a_rank_that_raises_tells_the_others() -> None:
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(4, run_and_raise, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60, recovery=True)
+        run_ranks(4, run_and_raise, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=DEADLINE, recovery=True)
     failures = caught.value.failures
     assert "ZeroDivisionError" in failures.pop(1)
     assert set(failures) == {0, 2, 3}

@@ -16,9 +16,9 @@ import hetcomm
 from hetcomm.communicator import Communicator
 from hetcomm.testing import run_ranks
 
-from .scripts import outside, run
+from .scripts import DEADLINE, PATIENCE, outside, run
 
-ENV = {"HETCOMM_TIMEOUT": "30"}
+ENV = PATIENCE
 
 
 def in_child(function: Callable[[], Any]) -> Any:
@@ -127,10 +127,16 @@ def refusals() -> tuple[dict[str, str], list[int]]:
     return wrong, good
 
 
-@pytest.mark.parametrize("vendors", [["mpi", "mpi", "oneccl", "oneccl"], ["gloo", "gloo", "ucx"]], ids="+".join)
+@pytest.mark.parametrize(
+    "vendors",
+    [
+        pytest.param(["mpi", "mpi", "oneccl", "oneccl"], id="mpi+mpi+oneccl+oneccl"),
+        pytest.param(["gloo", "gloo", "ucx"], id="gloo+gloo+ucx", marks=[pytest.mark.slow, pytest.mark.gloo]),
+    ],
+)
 def test_a_child_has_no_communicator(vendors: list[str]) -> None:
     nranks = len(vendors)
-    assert run_ranks(nranks, refusals, vendors=vendors, env=ENV, timeout=120) == [({}, [1, 1])] * nranks
+    assert run_ranks(nranks, refusals, vendors=vendors, env=ENV, timeout=DEADLINE) == [({}, [1, 1])] * nranks
 
 
 EXITS = """
@@ -248,5 +254,6 @@ def begin_again() -> list[object]:
 
 def test_a_child_may_be_a_job_of_its_own() -> None:
     assert (
-        run_ranks(2, begin_again, vendors=["mpi", "ucx"], env=ENV, timeout=90) == [[True, [1, 5.0, 5.0, 5.0], True]] * 2
+        run_ranks(2, begin_again, vendors=["mpi", "ucx"], env=ENV, timeout=DEADLINE)
+        == [[True, [1, 5.0, 5.0, 5.0], True]] * 2
     )

@@ -19,6 +19,7 @@ from hetcomm.types import DataType, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
 
 from .runtime.invoke import BITWISE, InForm, equal, share
+from .scripts import DEADLINE, PATIENCE
 
 # Clusters of one, two and three ranks, one after the other or scattered; few of Gloo: importing PyTorch is slow.
 JOBS = {
@@ -247,8 +248,8 @@ def check(name: str, part: int, of: int) -> None:
         state = vendor(each).availability()
         if not state.usable:
             pytest.skip(f"{each}: {state.reason}. {state.remedy}")
-    env = {"HETCOMM_TIMEOUT": "60", "HETCOMM_INLINE_BYTES": "0"}  # or messages would take the place of their calls
-    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=240)
+    env = {**PATIENCE, "HETCOMM_INLINE_BYTES": "0"}  # or messages would take the place of their calls
+    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=DEADLINE)
     whole = len(list(cases(len(vendors))))
     for rank, (done, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"

@@ -22,7 +22,13 @@ from hetcomm.cli import main
 from . import scripts
 from .scripts import living
 
-COMMAND = [sys.executable, "-c", "from hetcomm.cli import main; main(prog_name='hetcomm')", "run"]
+GRACE = 60  # seconds that a job gets to end after a signal
+COMMAND = [
+    *(sys.executable, "-c"),
+    "from hetcomm._ranks import local; from hetcomm.cli import main; "
+    f"local.run_job.__kwdefaults__['grace'] = {GRACE}; main(prog_name='hetcomm')",
+    "run",
+]
 PYTHON = (sys.executable, "-c")
 BARE = (sys.executable, "-I", "-S", "-c")  # starts at once
 
@@ -45,7 +51,7 @@ class Done:
 
 def environment() -> dict[str, str]:
     quiet = {"UCX_LOG_LEVEL": "fatal"}  # it logs to standard output that others have ended
-    return {"PYTHONPATH": scripts.outside()["PYTHONPATH"], "HETCOMM_TIMEOUT": "30", "NO_COLOR": "1", **quiet}
+    return {"PYTHONPATH": scripts.outside()["PYTHONPATH"], "NO_COLOR": "1", **scripts.PATIENCE, **quiet}
 
 
 def run(*args: str, **env: str) -> Done:
@@ -169,7 +175,7 @@ def test_signals_reach_the_ranks_once_and_leave_nothing(number: int, stubborn: i
                 time.sleep(0.01)
             job.process.send_signal(number)
         done = finish(job)
-    assert time.monotonic() - begun < 4.0
+    assert time.monotonic() - begun < GRACE / 2
     assert (done.status, done.out) == (4, [])
     said = {rank: "killed by SIGKILL" if rank == stubborn else "exit status 4" for rank in range(3)}
     assert sorted(done.err) == [f"[{rank}] failed: {text}" for rank, text in said.items()]
@@ -205,7 +211,7 @@ def test_the_ranks_end_with_the_launcher() -> None:
         assert job.process.stdout is not None
         assert [job.process.stdout.readline() for _ in range(2)]
         job.process.kill()
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + scripts.DEADLINE
         while living(job.mark) and time.monotonic() < end:
             time.sleep(0.01)
         assert living(job.mark) == []
@@ -307,7 +313,7 @@ try:
             comm.all_reduce(x, op="max")
 except hetcomm.HetcommError as error:
     took = time.monotonic() - max(met[0], float(mark.read_text()))
-    print(type(error).__name__, sorted(error.ranks), took < 1.0, str(error), flush=True)
+    print(type(error).__name__, sorted(error.ranks), took < 30, str(error), flush=True)
 time.sleep(0.3)  # a rank whose error is handled goes on
 print("the end")
 """

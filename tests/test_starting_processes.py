@@ -14,7 +14,7 @@ import hetcomm
 from hetcomm.testing import run_ranks, this_rank
 from hetcomm.types import Config
 
-from .scripts import python
+from .scripts import DEADLINE, python
 
 PROMPT = 4.0  # seconds, on a busy machine; whoever is not told waits for TIMEOUT
 TIMEOUT = 20.0
@@ -91,7 +91,7 @@ def begin_wrongly(folder: str) -> list[str]:
 
 def test_what_is_unusable_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     env = {"HETCOMM_TIMEOUT": str(TIMEOUT)}
-    found = run_ranks(3, begin_wrongly, str(tmp_path), vendors=["mpi", "mpi", "ucx"], env=env, timeout=120)
+    found = run_ranks(3, begin_wrongly, str(tmp_path), vendors=["mpi", "mpi", "ucx"], env=env, timeout=DEADLINE)
     assert found == [[], [], []]
 
 

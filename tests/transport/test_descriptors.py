@@ -13,7 +13,7 @@ from hetcomm.errors import TransportError
 from hetcomm.testing import run_ranks, this_rank
 from hetcomm.transport.descriptors import make_room
 
-from ..scripts import python
+from ..scripts import PATIENCE, python
 
 
 @pytest.fixture
@@ -105,4 +105,4 @@ def begin_with_few() -> list[str]:
 
 
 def test_a_job_begins_with_few_descriptors_or_says_on_all_ranks_who_lacks_some() -> None:
-    assert run_ranks(2, begin_with_few, vendors=["mpi", "ucx"], env={"HETCOMM_TIMEOUT": "20"}) == [[], []]
+    assert run_ranks(2, begin_with_few, vendors=["mpi", "ucx"], env=PATIENCE) == [[], []]
