@@ -20,7 +20,7 @@ from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
 from .ranks import once, run_in_turn
-from .runtime.invoke import InForm, equal, inputs_of, invocation, share
+from .runtime.invoke import InForm, equal, inputs_of, invocation, random_sums, share
 from .scripts import DEADLINE, PATIENCE, outside, python, run
 
 TOPOLOGIES = {
@@ -75,19 +75,8 @@ def run_matrix(part: int, of: int) -> tuple[int, list[str], dict[str, str]]:
                 wrong.append(f"{name}: {got} instead of {expected}")
             if collective.kind.is_same_everywhere and got is not None:
                 digests[name] = hashlib.sha256(got.tobytes()).hexdigest()
-        digests |= random_sums(comm)
+        digests |= random_sums(comm, 7, 10007)
     return count, wrong, digests
-
-
-def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
-    """Sums whose bits depend on the order of additions, which must be one order on all ranks."""
-    found = {}
-    for dtype in ("f2", "f4", "f8", "c8"):
-        for count in (7, 10007):
-            array = np.random.default_rng(comm.rank).standard_normal(count).astype(dtype)
-            comm.all_reduce(array, op="avg")
-            found[f"random {dtype} {count}"] = hashlib.sha256(array.tobytes()).hexdigest()
-    return found
 
 
 def check_matrix(name: str, inlined: bool, part: int, of: int) -> None:

@@ -46,7 +46,7 @@ def executors() -> Iterator[list[Executor]]:
 
 def finish(executors: list[Executor], executions: list[Execution], seed: int = 0) -> None:
     """Test all in random order until they are done."""
-    rng, end = random.Random(seed), time.monotonic() + 30
+    rng, end = random.Random(seed), time.monotonic() + 100
     while left := [execution for execution in executions if not execution.test()]:
         assert time.monotonic() < end, "; ".join(execution.waiting_for() for execution in left)
         rng.shuffle(executions)
