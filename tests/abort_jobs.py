@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import hetcomm
+from hetcomm.testing import this_rank
 
 AFTER = 0.3  # seconds that the call has been blocked
 CALLS = (
@@ -32,7 +33,7 @@ def blocked(name: str, count: int) -> tuple[str, str, list[int], float, bool]:
     Returns:
         The error's kind, text and ranks; seconds from the abort to the error; whether no array was written afterwards.
     """
-    comm = hetcomm.init()
+    group, comm = this_rank(), hetcomm.init()
     array, got = np.ones(count, np.float32), np.zeros(count, np.float32)
     request: Any = None
     for _ in range(3):
@@ -47,6 +48,7 @@ def blocked(name: str, count: int) -> tuple[str, str, list[int], float, bool]:
 
     def abort() -> None:
         time.sleep(AFTER)
+        group.barrier()
         aborted[0] = time.monotonic()
         comm.abort()
 
@@ -66,7 +68,8 @@ def blocked(name: str, count: int) -> tuple[str, str, list[int], float, bool]:
         thread.start()
     try:
         if comm.rank:
-            time.sleep(2 * AFTER)
+            group.barrier()  # rank 0 is about to abort; a library may want this rank's part for that
+            time.sleep(4 * AFTER)
             aborted[0] = time.monotonic()
         call = calls.get(name, lambda: comm.all_reduce(array, op="max"))
         call = comm.barrier if comm.rank and name in ("send", "recv") else call

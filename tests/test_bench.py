@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -31,6 +30,9 @@ from hetcomm.job.launcher import Launcher
 from hetcomm.schedule.collective import CollectiveKind
 from hetcomm.testing import run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
+
+from . import scripts
+from .scripts import DEADLINE
 
 HEADS = ["size", "count", "type", "redop", "root", "library", "time", "min", "p95", "algbw", "busbw", "wrong"]
 
@@ -175,7 +177,7 @@ def test_wrong_results_are_noticed() -> None:
     benchmark = Benchmark(
         "all_reduce", (64, 1024), DataType.INT16, ReduceKind.SUM, 0, False, versus, iters=1, warmup=1, check=True
     )
-    found = run_ranks(2, sabotaged, benchmark, timeout=40)[0]
+    found = run_ranks(2, sabotaged, benchmark, timeout=DEADLINE)[0]
     assert {(row.library, row.wrong) for row in found.rows} == {("hetcomm", 2), ("mpi", 0), ("persistent", 0)}
     assert found.wrong == 4
     assert "# Wrong values         : 4 FAILED" in report.table(found)
@@ -298,7 +300,7 @@ def everything(names: tuple[str, ...], versus: tuple[str, ...]) -> dict[str, Any
 
 
 def test_every_collective_is_right_with_every_baseline() -> None:
-    answers = run_ranks(3, everything, NAMES, ("mpi", "vendor", "ucx", "direct", "persistent"), timeout=60)
+    answers = run_ranks(3, everything, NAMES, ("mpi", "vendor", "ucx", "direct", "persistent"), timeout=DEADLINE)
     assert answers[0] == answers[1] == answers[2]
     for name, faults in answers[0].items():
         assert set(faults.values()) == {0}, name
@@ -314,7 +316,7 @@ def test_every_collective_is_right_with_every_baseline() -> None:
 @pytest.mark.gloo
 @pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed")
 def test_gloo_is_right_too() -> None:
-    answers = run_ranks(2, everything, NAMES, ("gloo",), timeout=100)  # not three: importing PyTorch is slow
+    answers = run_ranks(2, everything, NAMES, ("gloo",), timeout=DEADLINE)  # not three: importing PyTorch is slow
     for name, faults in answers[0].items():
         lacks = name == "all_to_all True" or "scan" in name
         assert faults == ({"hetcomm": 0} if lacks else {"hetcomm": 0, "gloo": 0}), name
@@ -331,8 +333,7 @@ def test_under_mpirun_rank_0_prints() -> None:
     code = "from hetcomm.cli import main; main()"
     argv = [sys.executable, "-c", code, "bench", "send_recv", "-b", "1K", "-e", "1K", "--iters", "1", "--no-check"]
     command = mpi_command([({}, argv)] * 2)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+    done = scripts.run(command)
     rows = [line.split() for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert [(row[0], row[5], row[-1]) for row in rows] == [("1024", "hetcomm", "N/A")]
     assert "Wrong values" not in done.stdout

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +19,9 @@ from hetcomm.schedule.steps import VendorCall
 from hetcomm.testing import RanksFailed, reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 
-from .runtime.invoke import InForm, equal, inputs_of, invocation, share
+from .ranks import once, run_in_turn
+from .runtime.invoke import InForm, equal, inputs_of, invocation, random_sums, share
+from .scripts import DEADLINE, PATIENCE, outside, python, run
 
 TOPOLOGIES = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -29,7 +29,7 @@ TOPOLOGIES = {
     "2+1+1": ("mpi", "mpi", "oneccl", "ucx"),
 }
 COUNTS = (0, 1, 5, 600)
-ENV = {"HETCOMM_TIMEOUT": "40"}
+ENV = PATIENCE
 
 
 def cases(nranks: int) -> Iterator[tuple[Collective, bool]]:
@@ -75,24 +75,13 @@ def run_matrix(part: int, of: int) -> tuple[int, list[str], dict[str, str]]:
                 wrong.append(f"{name}: {got} instead of {expected}")
             if collective.kind.is_same_everywhere and got is not None:
                 digests[name] = hashlib.sha256(got.tobytes()).hexdigest()
-        digests |= random_sums(comm)
+        digests |= random_sums(comm, 7, 10007)
     return count, wrong, digests
-
-
-def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
-    """Sums whose bits depend on the order of additions, which must be one order on all ranks."""
-    found = {}
-    for dtype in ("f2", "f4", "f8", "c8"):
-        for count in (7, 10007):
-            array = np.random.default_rng(comm.rank).standard_normal(count).astype(dtype)
-            comm.all_reduce(array, op="avg")
-            found[f"random {dtype} {count}"] = hashlib.sha256(array.tobytes()).hexdigest()
-    return found
 
 
 def check_matrix(name: str, inlined: bool, part: int, of: int) -> None:
     vendors, env = TOPOLOGIES[name], ENV if inlined else ENV | {"HETCOMM_INLINE_BYTES": "0"}
-    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=100)
+    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=DEADLINE)
     whole = len(list(cases(len(vendors))))
     for rank, (count, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"
@@ -198,7 +187,7 @@ def run_requests(comm: hetcomm.Communicator, part: hetcomm.Communicator) -> list
 
 @pytest.mark.parametrize("name", ["2+2", pytest.param("2+1+1", marks=pytest.mark.slow)])
 def test_many_works_on_several_communicators_in_any_order(name: str) -> None:
-    for rank, wrong in enumerate(run_ranks(4, run_works, vendors=TOPOLOGIES[name], env=ENV, timeout=100)):
+    for rank, wrong in enumerate(told(name)["works"]):
         assert wrong == [], f"rank {rank}"
 
 
@@ -267,7 +256,7 @@ def run_points() -> dict[str, Any]:
 
 def test_messages_split_and_trace() -> None:
     env = {**ENV, "HETCOMM_INLINE_BYTES": "0"}
-    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=env, timeout=60)
+    results = run_ranks(4, run_points, vendors=TOPOLOGIES["2+2"], env=env, timeout=DEADLINE)
     for rank, result in enumerate(results):
         assert all(result["got"]), (rank, result["got"])
         assert result["split"] == (1 - rank // 2, 2, [2, 4][rank % 2])
@@ -321,7 +310,7 @@ def run_refusals() -> list[tuple[str, str]]:
 
 
 def test_misuse_is_raised_on_every_rank() -> None:
-    for rank, found in enumerate(run_ranks(4, run_refusals, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60)):
+    for rank, found in enumerate(told("2+2")["refusals"]):
         assert [kind for kind, _ in found] == [
             "UsageError",
             "PlanMismatchError",
@@ -366,7 +355,7 @@ def run_bad_inits() -> list[tuple[str, str]]:
 
 
 def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
-    for found in run_ranks(2, run_bad_inits, env=ENV, timeout=60):
+    for found in run_ranks(2, run_bad_inits, env=ENV, timeout=DEADLINE):
         kinds = [kind for kind, _ in found]
         assert kinds == ["UsageError", *["TopologyError"] * 5]
         vendor, size, differ, missing, contradiction, strange = (text for _, text in found)
@@ -379,17 +368,6 @@ def test_init_fails_on_every_rank_if_it_fails_on_one() -> None:
         assert "rank 1" in missing
         assert "nowhere.toml" in missing
         assert "HETCOMM_VENDOR" in contradiction
-
-
-def python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, started without a launcher."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PRTE", "HETCOMM"))
-    }
-    env = kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environ
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, env=env, check=False
-    )
 
 
 def test_a_script_without_launcher_is_a_job_of_one_rank() -> None:
@@ -407,7 +385,6 @@ def test_a_script_without_launcher_is_a_job_of_one_rank() -> None:
             print(comm.rank, comm.nranks, array.tolist(), out.tolist(), "mpi4py" in sys.modules, repr(comm))
         print(comm.closed, part.closed)
         """)
-    assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "0 1 [0, 1, 2, 3] [0, 1, 2, 3] False <hetcomm.Communicator, rank 0 of 1 (ucx: 1)>"
     assert second == "True True"
@@ -420,7 +397,14 @@ def run_and_forget() -> int:
 
 
 def test_forgetting_to_close_ends_cleanly() -> None:
-    assert run_ranks(4, run_and_forget, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60) == [4] * 4
+    assert told("2+2")["forget"] == [4] * 4
+
+
+@once
+def told(name: str) -> dict[str, list[Any]]:
+    """What ranks return that do all of this one after the other, and end without closing their last communicator."""
+    targets = {"works": run_works, "refusals": run_refusals, "forget": run_and_forget}
+    return run_in_turn(4, targets, vendors=TOPOLOGIES[name], env=ENV)
 
 
 def run_and_raise() -> None:
@@ -433,7 +417,7 @@ def run_and_raise() -> None:
 
 def test_a_rank_that_raises_tells_the_others() -> None:
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(4, run_and_raise, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=60, recovery=True)
+        run_ranks(4, run_and_raise, vendors=TOPOLOGIES["2+2"], env=ENV, timeout=DEADLINE, recovery=True)
     failures = caught.value.failures
     assert "ZeroDivisionError" in failures.pop(1)
     assert set(failures) == {0, 2, 3}
@@ -458,8 +442,7 @@ except hetcomm.PeerFailureError as error:
 def test_a_script_whose_rank_raises_ends_without_close() -> None:
     env = [{**ENV, "HETCOMM_VENDOR": vendor} for vendor in TOPOLOGIES["2+2"]]
     command = mpi_command([(each, [sys.executable, "-c", FORGETFUL]) for each in env], recovery=True)
-    base = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=35, env=base, check=False)
+    done = run(command, env=os.environ | {"PYTHONPATH": outside()["PYTHONPATH"]}, status=None)
     assert "ZeroDivisionError" in done.stderr
     assert sorted(line for line in done.stdout.splitlines() if "noticed" in line) == [
         "noticed 0",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import configparser
 import re
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from .scripts import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,10 +38,7 @@ def readme_line(name: str) -> str:
 def test_every_program_in_the_pages_runs_as_one_process(code: str, tmp_path: Path) -> None:
     program = tmp_path / "app.py"
     program.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    done = run([sys.executable, program], cwd=tmp_path)
     assert done.stderr == ""
 
 
@@ -57,14 +55,7 @@ def test_ci_takes_its_lines_out_of_the_readme() -> None:
     assert function is not None
     assert "for name in demo test; do" in script
     for name in ("demo", "test"):
-        done = subprocess.run(
-            ["bash", "-c", f"{function[0]}\nline {name}"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = run(["bash", "-c", f"{function[0]}\nline {name}"], cwd=ROOT)
         assert done.stdout.strip() == readme_line(name)
 
 

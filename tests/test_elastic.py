@@ -12,7 +12,9 @@ from hetcomm import elastic
 from hetcomm.testing import RanksFailed, run_ranks
 from tests import elastic_jobs as jobs
 
-ENV = {"HETCOMM_TIMEOUT": "30", "UCX_LOG_LEVEL": "fatal"}
+from .scripts import DEADLINE, PATIENCE
+
+ENV = {**PATIENCE, "UCX_LOG_LEVEL": "fatal"}
 
 
 def test_going_back() -> None:
@@ -54,14 +56,14 @@ def uneven() -> tuple[list[float], int, int]:
 
 
 def test_the_last_commit_of_any_rank_counts() -> None:
-    assert run_ranks(3, uneven, vendors=["ucx"] * 3, env=ENV, timeout=60) == [([12.0] * 3, 2, 2)] * 3
+    assert run_ranks(3, uneven, vendors=["ucx"] * 3, env=ENV, timeout=DEADLINE) == [([12.0] * 3, 2, 2)] * 3
 
 
 @pytest.mark.parametrize(("vendors", "victims"), [("ucx mpi oneccl oneccl", {2: 3, 0: 6})], ids=str)
 def test_two_ranks_die_one_after_the_other(vendors: str, victims: dict[int, int]) -> None:
     names = vendors.split()
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(len(names), jobs.count, victims, 9, vendors=names, env=ENV, timeout=90, recovery=True)
+        run_ranks(len(names), jobs.count, victims, 9, vendors=names, env=ENV, timeout=DEADLINE, recovery=True)
     assert set(caught.value.failures) == set(victims), str(caught.value)
     results: dict[int, Any] = caught.value.results
     assert set(results) == {1, 3}

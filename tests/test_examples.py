@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 
 from hetcomm.testing import RanksFailed, run_ranks, this_rank
+
+from .scripts import DEADLINE, run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -124,7 +125,7 @@ def check_picture(path: Path, size: tuple[int, int], name: str, nclusters: int) 
     ],
 )
 def test_digits_trains_as_one_process_does(vendors: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    codes = run_ranks(len(vendors), digits, vendors=vendors, env={"TERM": "dumb"}, timeout=240.0)
+    codes = run_ranks(len(vendors), digits, vendors=vendors, env={"TERM": "dumb"}, timeout=DEADLINE)
     output = capfd.readouterr().out
     assert codes == [0] * len(vendors), output
     assert output.count(" ok ") == 5, output
@@ -166,7 +167,7 @@ def test_heat_and_cg_compute_what_one_process_does(
         ("heat.py", ["--size", "50", "--steps", "120", "--plot", str(heat)]),  # 50 rows in 3 blocks: not evenly
         ("cg.py", ["--size", "23", "--plot", str(cg)]),  # 529 rows: not evenly on 2, 3 or 4 ranks
     ]
-    codes = run_ranks(nranks, run_both, calls, str(tmp_path), standin_ranks, vendors=vendors, timeout=120.0)
+    codes = run_ranks(nranks, run_both, calls, str(tmp_path), standin_ranks, vendors=vendors, timeout=DEADLINE)
     output = capfd.readouterr().out
     assert codes == [[0, 0]] * nranks, output
     assert output.count("ok  ") == 4, output
@@ -178,9 +179,7 @@ def test_heat_and_cg_compute_what_one_process_does(
 
 @pytest.mark.parametrize(("name", "proofs"), [("digits.py", 5), ("heat.py", 2), ("cg.py", 2)])
 def test_examples_run_without_a_launcher(name: str, proofs: int) -> None:
-    command = [sys.executable, str(EXAMPLES / name)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run([sys.executable, EXAMPLES / name])
     assert done.stdout.count("ok  ") == proofs
     assert done.stderr == ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ import hetcomm
 from hetcomm.communicator import Communicator
 from hetcomm.testing import run_ranks
 
-ENV = {"HETCOMM_TIMEOUT": "30"}
+from .scripts import DEADLINE, PATIENCE, outside, run
+
+ENV = PATIENCE
 
 
 def in_child(function: Callable[[], Any]) -> Any:
@@ -126,18 +127,25 @@ def refusals() -> tuple[dict[str, str], list[int]]:
     return wrong, good
 
 
-@pytest.mark.parametrize("vendors", [["mpi", "mpi", "oneccl", "oneccl"], ["gloo", "gloo", "ucx"]], ids="+".join)
+@pytest.mark.parametrize(
+    "vendors",
+    [
+        pytest.param(["mpi", "mpi", "oneccl", "oneccl"], id="mpi+mpi+oneccl+oneccl"),
+        pytest.param(["gloo", "gloo", "ucx"], id="gloo+gloo+ucx", marks=[pytest.mark.slow, pytest.mark.gloo]),
+    ],
+)
 def test_a_child_has_no_communicator(vendors: list[str]) -> None:
     nranks = len(vendors)
-    assert run_ranks(nranks, refusals, vendors=vendors, env=ENV, timeout=120) == [({}, [1, 1])] * nranks
+    assert run_ranks(nranks, refusals, vendors=vendors, env=ENV, timeout=DEADLINE) == [({}, [1, 1])] * nranks
 
 
 EXITS = """
-import os, sys
+import faulthandler, os, sys
 from multiprocessing import get_context
 import numpy as np
 import hetcomm
 
+faulthandler.enable(open(os.dup(2), "w"))  # what a hang shows, with standard error elsewhere, too
 comm = hetcomm.init()
 part = comm.split(0)
 request = comm.all_reduce_init(np.ones(5))
@@ -173,12 +181,15 @@ for how in ("sys.exit", "os._exit", "an exception", "collected", "a block"):
     pid = os.fork()
     if pid == 0:
         leave(how)
+    print("rank", comm.rank, "waits for", how, flush=True)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status == (1 if how == "an exception" else 3), (how, status)
     works()
+print("rank", comm.rank, "opens a pool", flush=True)
 with get_context("fork").Pool(1) as pool:
     assert pool.map(abs, [-1, 2]) == [1, 2]
 works()
+print("rank", comm.rank, "starts a process", flush=True)
 child = get_context("fork").Process(target=works)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 child.start()
@@ -203,10 +214,9 @@ def test_the_exit_of_a_child_touches_nothing(vendors: tuple[str, str], tmp_path:
 
     script = tmp_path / "exits.py"
     script.write_text(EXITS)
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    path = {"PYTHONPATH": outside()["PYTHONPATH"]}
     ranks = [({"HETCOMM_VENDOR": vendor, **ENV, **path}, [sys.executable, str(script)]) for vendor in vendors * 2]
-    done = subprocess.run(mpi_command(ranks), check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(mpi_command(ranks))
     assert done.stdout.count("went well") == 4
 
 
@@ -234,8 +244,7 @@ def begin_again() -> list[object]:
 
     texts = [in_child(refused)]
     fresh = "import hetcomm\ntry:\n    hetcomm.init()\nexcept hetcomm.UsageError as error:\n    print(error)"
-    done = subprocess.run([sys.executable, "-c", fresh], check=True, capture_output=True, text=True, timeout=60)
-    texts.append(done.stdout)
+    texts.append(run([sys.executable, "-c", fresh]).stdout)
     found = in_child(alone)
     good = works(comm)
     comm.close()
@@ -245,5 +254,6 @@ def begin_again() -> list[object]:
 
 def test_a_child_may_be_a_job_of_its_own() -> None:
     assert (
-        run_ranks(2, begin_again, vendors=["mpi", "ucx"], env=ENV, timeout=90) == [[True, [1, 5.0, 5.0, 5.0], True]] * 2
+        run_ranks(2, begin_again, vendors=["mpi", "ucx"], env=ENV, timeout=DEADLINE)
+        == [[True, [1, 5.0, 5.0, 5.0], True]] * 2
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -13,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import hetcomm
+
+from .scripts import python
 
 FOREIGN = ("cupy", "cupyx", "torch", "mpi4py", "ucxx", "ucp", "libucx", "jax", "sklearn")
 
@@ -35,14 +35,7 @@ print(json.dumps({{
 @pytest.mark.parametrize("module", ["hetcomm", "hetcomm.testing", "hetcomm.cli", "hetcomm.topology.model"])
 def test_importing_starts_nothing(module: str) -> None:
     # NumPy's BLAS starts its threads when it is imported, which is not hetcomm's doing: one thread keeps it still.
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK.format(module=module)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        env={"PATH": "", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
+    done = python(LOOK.format(module=module), PATH="", OPENBLAS_NUM_THREADS="1")
     seen = json.loads(done.stdout)
     assert {name for name in seen["modules"] if name.partition(".")[0] in FOREIGN} == set()
     assert seen["libraries"] == []

@@ -14,8 +14,10 @@ import hetcomm
 from hetcomm.testing import run_ranks
 from hetcomm.waiting.waiting import wait
 
+from .scripts import DEADLINE, PATIENCE
+
 COUNT = 3_000_000
-ENV = {"HETCOMM_INLINE_BYTES": "0", "HETCOMM_TIMEOUT": "40"}
+ENV = {"HETCOMM_INLINE_BYTES": "0", **PATIENCE}
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -82,7 +84,7 @@ def world_probe() -> Callable[[], object]:
 )
 def test_nothing_is_written_after_an_interruption(vendor: str, late: bool) -> None:
     seconds = 0.3 if late else 0.003
-    told = run_ranks(2, call_until_interrupted, seconds, late, vendors=[vendor] * 2, env=ENV, timeout=60)
+    told = run_ranks(2, call_until_interrupted, seconds, late, vendors=[vendor] * 2, env=ENV, timeout=DEADLINE)
     assert told[0] == ("interrupted", [], True, True)
     kind, named, broken, kept = told[1]
     assert (kind, named) == ("PeerFailureError", [0])

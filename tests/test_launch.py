@@ -10,6 +10,8 @@ import pytest
 import hetcomm
 from hetcomm.testing import run_ranks, this_rank
 
+from .scripts import DEADLINE
+
 pytestmark = pytest.mark.mpich
 
 
@@ -39,7 +41,7 @@ def job(order: str) -> tuple[int, int, float, list[str], int]:
 @pytest.mark.parametrize("vendors", [["mpi", "mpi", "ucx", "ucx"], ["mpi", "mpi"]], ids=["2+2", "2"])
 def test_both_import_orders_join_the_same_job(order: str, vendors: list[str]) -> None:
     nranks, nclusters = len(vendors), len(set(vendors))
-    results = run_ranks(nranks, job, order, vendors=vendors, timeout=120.0)
+    results = run_ranks(nranks, job, order, vendors=vendors, timeout=DEADLINE)
     total = 999.0 * sum(range(1, nranks + 1))
     crossing = (nclusters - 1) * (2 * 8000 + (4 << 20))
     assert results == [(rank, nranks - 1, total, list(dict.fromkeys(vendors)), crossing) for rank in range(nranks)]
@@ -53,5 +55,5 @@ def colours() -> list[tuple[str, tuple[int, ...]]]:
 
 def test_clusters_of_one_vendor_are_told_apart_by_name() -> None:
     env = [{"HETCOMM_CLUSTER": name} for name in ("left", "right", "left")]
-    results = run_ranks(3, colours, vendors=["mpi"] * 3, env=env, timeout=120.0)
+    results = run_ranks(3, colours, vendors=["mpi"] * 3, env=env, timeout=DEADLINE)
     assert results == [[("mpi", (0, 2)), ("mpi", (1,))]] * 3

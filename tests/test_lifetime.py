@@ -17,7 +17,9 @@ from hetcomm.vendors.base import VendorCommunicator
 from hetcomm.vendors.host import HostCommunicator
 from hetcomm.vendors.mpi import MpiVendor
 
-ENV = {"HETCOMM_TIMEOUT": "40"}
+from .scripts import DEADLINE, PATIENCE
+
+ENV = PATIENCE
 FLAT = 64 << 10  # bytes that the allocations of thousands of communicators may differ by
 
 
@@ -41,7 +43,7 @@ def growth(times: int) -> tuple[int, int, int, int]:
     for _ in range(2):
         split_and_close(comm, times)
         gc.collect()
-        kept = sum(isinstance(each, hetcomm.Communicator) for each in gc.get_objects())
+        kept = sum(type(each) is hetcomm.Communicator for each in gc.get_objects())  # others may say what they are
         states.append((tracemalloc.get_traced_memory()[0], len(os.listdir("/proc/self/fd")), kept))
     tracemalloc.stop()
     used = len(comm._parts.job.contexts)
@@ -75,7 +77,7 @@ def test_more_communicators_than_there_are_contexts_one_after_another() -> None:
 )
 def test_communicators_that_are_closed_cost_nothing(vendors: str) -> None:
     names = vendors.split()
-    for used, memory, files, kept in run_ranks(len(names), growth, 20, vendors=names, env=ENV, timeout=100):
+    for used, memory, files, kept in run_ranks(len(names), growth, 20, vendors=names, env=ENV, timeout=DEADLINE):
         assert (used, files, kept) == (1, 0, 0)
         assert memory < FLAT
 
@@ -123,7 +125,7 @@ def use_again() -> list[int]:
 
 
 def test_contexts_are_used_again_only_if_nothing_is_left_of_them() -> None:
-    assert run_ranks(2, use_again, vendors=["ucx", "mpi"], env=ENV, timeout=60) == [[1, 1, 1, 2, 2, 3, 3]] * 2
+    assert run_ranks(2, use_again, vendors=["ucx", "mpi"], env=ENV, timeout=DEADLINE) == [[1, 1, 1, 2, 2, 3, 3]] * 2
 
 
 def many_open(number: int) -> float:
@@ -160,10 +162,10 @@ def no_library(*_: object) -> VendorCommunicator:
 
 
 def test_splits_that_fail_cost_nothing() -> None:
-    assert run_ranks(2, fail_to_split, vendors=["mpi", "mpi"], env=ENV, timeout=60) == [(1, 1)] * 2
+    assert run_ranks(2, fail_to_split, vendors=["mpi", "mpi"], env=ENV, timeout=DEADLINE) == [(1, 1)] * 2
 
 
 @pytest.mark.slow
 def test_thousands_of_communicators_at_once() -> None:
     assert many_open(10_000) == 1.0
-    assert run_ranks(2, many_open, 300, vendors=["ucx", "ucx"], env=ENV, timeout=60) == [4.0] * 2
+    assert run_ranks(2, many_open, 300, vendors=["ucx", "ucx"], env=ENV, timeout=DEADLINE) == [4.0] * 2

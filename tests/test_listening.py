@@ -16,8 +16,10 @@ import hetcomm
 from hetcomm.testing import run_ranks
 from hetcomm.vendors.registry import vendor as find
 
+from .scripts import DEADLINE
+
 LISTENS = "0A"
-QUIET_MPI = {"OMPI_MCA_btl": "^tcp", "HETCOMM_INLINE_BYTES": "0"}
+QUIET_MPI = {"OMPI_MCA_btl": "^tcp,ofi", "HETCOMM_INLINE_BYTES": "0"}
 Address = tuple[str, int]
 Seen = tuple[list[Address], list[Address], list[tuple[int, int]]]
 
@@ -69,7 +71,9 @@ def start_again(times: int) -> Seen:
 def test_a_job_on_one_host_listens_to_no_other(vendor: str, env: Mapping[str, str], expected: set[str]) -> None:
     if not (state := find(vendor).availability()).usable:
         pytest.skip(f"{vendor}: {state.reason}")
-    for inside, after, left in run_ranks(2, start_again, 4, vendors=[vendor] * 2, env={**QUIET_MPI, **env}, timeout=90):
+    for inside, after, left in run_ranks(
+        2, start_again, 4, vendors=[vendor] * 2, env={**QUIET_MPI, **env}, timeout=DEADLINE
+    ):
         assert {address for address, _ in inside} == expected
         assert after == []
         assert left[1:] == left[1:2] * 3
@@ -120,6 +124,6 @@ def start_among_strangers() -> tuple[int, bool]:
 def test_strangers_do_not_keep_a_job_from_starting_nor_change_what_it_computes() -> None:
     """Three ranks that talk over TCP, to whose ports some thousand connections come that say nothing, or nonsense."""
     env = {**QUIET_MPI, "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
-    for came, right in run_ranks(3, start_among_strangers, vendors=["ucx"] * 3, env=env, timeout=120):
+    for came, right in run_ranks(3, start_among_strangers, vendors=["ucx"] * 3, env=env, timeout=DEADLINE):
         assert came >= STRANGERS
         assert right

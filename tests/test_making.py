@@ -13,6 +13,8 @@ import pytest
 import hetcomm
 from hetcomm.testing import RanksFailed, run_ranks
 
+from .scripts import DEADLINE, PATIENCE
+
 TIMEOUT = 4.0
 VICTIM = 1
 
@@ -63,19 +65,19 @@ def test_who_dies_while_a_library_makes_a_communicator_is_named(vendor: str) -> 
             vendor,
             True,
             vendors=[vendor] * 3,
-            env={"HETCOMM_TIMEOUT": "40"},
+            env=PATIENCE,
             recovery=True,
-            timeout=50,
+            timeout=DEADLINE,
         )
     assert set(caught.value.failures) == {VICTIM}, str(caught.value)
     for rank, (kind, ranks, took) in caught.value.results.items():
         assert (kind, ranks) == ("PeerFailureError", [VICTIM]), (rank, kind, ranks)
-        assert took < 10, rank
+        assert took < 30, rank
 
 
 @pytest.mark.slow
 def test_who_does_not_come_to_make_a_communicator_costs_no_more_than_the_timeout() -> None:
     env, vendors = {"HETCOMM_TIMEOUT": str(TIMEOUT)}, ["oneccl"] * 2
-    for kind, _, took in run_ranks(2, split_without_one, "oneccl", False, vendors=vendors, env=env, timeout=40):
+    for kind, _, took in run_ranks(2, split_without_one, "oneccl", False, vendors=vendors, env=env, timeout=DEADLINE):
         assert kind == "CollectiveTimeoutError"
         assert took < 5 * TIMEOUT

@@ -8,17 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import hetcomm
+from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.schedule.collective import Collective, CollectiveKind
 from hetcomm.testing import reference, run_ranks
 from hetcomm.types import DataType, ReduceKind, has_meaning
 from hetcomm.vendors.registry import vendor
 
-from .runtime.invoke import BITWISE, InForm, equal, share
+from .runtime.invoke import BITWISE, InForm, equal, random_sums, share
+from .scripts import DEADLINE, PATIENCE
 
 # Clusters of one, two and three ranks, one after the other or scattered; few of Gloo: importing PyTorch is slow.
 JOBS = {
@@ -39,10 +40,6 @@ BITS = [ReduceKind(name) for name in ("band", "bor", "bxor", "land", "lor", "lxo
 GAP = 3  # what lies between blocks
 
 Array = Any
-
-
-def numpy_dtype(dtype: DataType) -> Any:
-    return np.dtype(ml_dtypes.bfloat16 if dtype is DataType.BFLOAT16 else dtype.value)
 
 
 def counts_of(kind: CollectiveKind, nranks: int, turn: int) -> tuple[int, ...]:
@@ -221,19 +218,8 @@ def run_matrix(part: int, of: int) -> tuple[int, list[str], dict[str, str]]:
             if collective.kind.is_same_everywhere:
                 digests[f"{turn}: {collective}"] = hashlib.sha256(got.tobytes()).hexdigest()
         comm.barrier()
-        digests |= random_sums(comm)
+        digests |= random_sums(comm, 7, 10007, 200_003)
     return done, wrong, digests
-
-
-def random_sums(comm: hetcomm.Communicator) -> dict[str, str]:
-    """Sums whose bits depend on the order of additions, which must be one order on all ranks."""
-    found = {}
-    for dtype in ("f2", "f4", "f8", "c8"):
-        for count in (7, 10007, 200_003):
-            array = np.random.default_rng(comm.rank).standard_normal(count).astype(dtype)
-            comm.all_reduce(array, op="avg")
-            found[f"random {dtype} {count}"] = hashlib.sha256(array.tobytes()).hexdigest()
-    return found
 
 
 def named(jobs: Iterable[str]) -> pytest.MarkDecorator:
@@ -247,8 +233,8 @@ def check(name: str, part: int, of: int) -> None:
         state = vendor(each).availability()
         if not state.usable:
             pytest.skip(f"{each}: {state.reason}. {state.remedy}")
-    env = {"HETCOMM_TIMEOUT": "60", "HETCOMM_INLINE_BYTES": "0"}  # or messages would take the place of their calls
-    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=240)
+    env = {**PATIENCE, "HETCOMM_INLINE_BYTES": "0"}  # or messages would take the place of their calls
+    results = run_ranks(len(vendors), run_matrix, part, of, vendors=vendors, env=env, timeout=DEADLINE)
     whole = len(list(cases(len(vendors))))
     for rank, (done, wrong, digests) in enumerate(results):
         assert wrong == [], f"rank {rank}"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +19,18 @@ from hetcomm._ranks import mpirun
 from hetcomm._ranks.launch import find_launcher
 from hetcomm.cli import main
 
-DEADLINE = 60.0
-COMMAND = [sys.executable, "-c", "from hetcomm.cli import main; main(prog_name='hetcomm')", "run"]
+from . import scripts
+from .scripts import living
+
+GRACE = 60  # seconds that a job gets to end after a signal
+COMMAND = [
+    *(sys.executable, "-c"),
+    "from hetcomm._ranks import local; from hetcomm.cli import main; "
+    f"local.run_job.__kwdefaults__['grace'] = {GRACE}; main(prog_name='hetcomm')",
+    "run",
+]
 PYTHON = (sys.executable, "-c")
 BARE = (sys.executable, "-I", "-S", "-c")  # starts at once
-MARK = "HC_TEST_JOB"
 
 
 @dataclass(frozen=True)
@@ -44,49 +49,31 @@ class Done:
         return [line for line in self.out if line.startswith(f"[{rank}] ")]
 
 
-def environment(mark: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, sys.path))
+def environment() -> dict[str, str]:
     quiet = {"UCX_LOG_LEVEL": "fatal"}  # it logs to standard output that others have ended
-    return {"PYTHONPATH": path, "HETCOMM_TIMEOUT": "30", "NO_COLOR": "1", MARK: mark, **quiet}
-
-
-def living(mark: str) -> list[str]:
-    """The processes of a job, by what they have inherited."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"{MARK}={mark}".encode() in path.read_bytes():
-                found.append(path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # it has just ended, or is another user's
-            continue
-    return found
+    return {"PYTHONPATH": scripts.outside()["PYTHONPATH"], "NO_COLOR": "1", **scripts.PATIENCE, **quiet}
 
 
 def run(*args: str, **env: str) -> Done:
     """The command, in this process, which is the launcher then."""
     mark = uuid4().hex
-    limit = () if "--timeout" in args else ("--timeout", str(DEADLINE))
-    result = CliRunner().invoke(main, ["run", *limit, *args], env=environment(mark) | env, prog_name="hetcomm")
+    limit = () if "--timeout" in args else ("--timeout", str(scripts.DEADLINE))
+    result = CliRunner().invoke(
+        main, ["run", *limit, *args], env={**environment(), scripts.MARK: mark, **env}, prog_name="hetcomm"
+    )
     assert living(mark) == []
     return Done.of(result.exit_code, result.stdout, result.stderr)
 
 
-@contextmanager
-def started(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*args: str) -> AbstractContextManager[scripts.Started]:
     """The command in a process of its own."""
-    mark, pipe = uuid4().hex, subprocess.PIPE
-    env = {**os.environ, **environment(mark)}
-    with subprocess.Popen([*COMMAND, *args], env=env, stdout=pipe, stderr=pipe, text=True) as job:
-        try:
-            yield job, mark
-        finally:
-            job.kill()
+    return scripts.started([*COMMAND, *args], env=os.environ | environment())
 
 
-def finish(job: subprocess.Popen[str], mark: str) -> Done:
-    out, err = job.communicate(timeout=DEADLINE)
-    assert living(mark) == []
-    return Done.of(job.returncode, out, err)
+def finish(job: scripts.Started) -> Done:
+    done = job.finish()
+    assert living(job.mark) == []
+    return Done.of(done.returncode, done.stdout, done.stderr)
 
 
 # ---- what needs no communicator
@@ -176,19 +163,19 @@ time.sleep(99)
     ids=str,
 )
 def test_signals_reach_the_ranks_once_and_leave_nothing(number: int, stubborn: int | None) -> None:
-    with started("-n", "3", "--", *BARE, WAITING, str(stubborn)) as (job, mark):
-        assert job.stdout is not None
-        assert sorted(job.stdout.readline() for _ in range(3)) == [f"[{rank}] ready\n" for rank in range(3)]
+    with started("-n", "3", "--", *BARE, WAITING, str(stubborn)) as job:
+        assert job.process.stdout is not None
+        assert sorted(job.process.stdout.readline() for _ in range(3)) == [f"[{rank}] ready\n" for rank in range(3)]
         begun = time.monotonic()
-        job.send_signal(number)
+        job.process.send_signal(number)
         ending = [rank for rank in range(3) if rank != stubborn]
-        assert sorted(job.stdout.readline() for _ in ending) == [f"[{rank}] got {number}\n" for rank in ending]
+        assert sorted(job.process.stdout.readline() for _ in ending) == [f"[{rank}] got {number}\n" for rank in ending]
         if stubborn is not None:
-            while sum("print" in each for each in living(mark)) > 2:  # it, and the launcher
+            while sum("print" in each for each in living(job.mark)) > 2:  # it, and the launcher
                 time.sleep(0.01)
-            job.send_signal(number)
-        done = finish(job, mark)
-    assert time.monotonic() - begun < 4.0
+            job.process.send_signal(number)
+        done = finish(job)
+    assert time.monotonic() - begun < GRACE / 2
     assert (done.status, done.out) == (4, [])
     said = {rank: "killed by SIGKILL" if rank == stubborn else "exit status 4" for rank in range(3)}
     assert sorted(done.err) == [f"[{rank}] failed: {text}" for rank, text in said.items()]
@@ -220,14 +207,14 @@ def test_an_mpirun_that_starts_nothing(
 
 
 def test_the_ranks_end_with_the_launcher() -> None:
-    with started("-n", "2", "--", *BARE, "import time; print(1, flush=True); time.sleep(99)") as (job, mark):
-        assert job.stdout is not None
-        assert [job.stdout.readline() for _ in range(2)]
-        job.kill()
-        end = time.monotonic() + 5.0
-        while living(mark) and time.monotonic() < end:
+    with started("-n", "2", "--", *BARE, "import time; print(1, flush=True); time.sleep(99)") as job:
+        assert job.process.stdout is not None
+        assert [job.process.stdout.readline() for _ in range(2)]
+        job.process.kill()
+        end = time.monotonic() + scripts.DEADLINE
+        while living(job.mark) and time.monotonic() < end:
             time.sleep(0.01)
-        assert living(mark) == []
+        assert living(job.mark) == []
 
 
 # ---- communicators
@@ -326,7 +313,7 @@ try:
             comm.all_reduce(x, op="max")
 except hetcomm.HetcommError as error:
     took = time.monotonic() - max(met[0], float(mark.read_text()))
-    print(type(error).__name__, sorted(error.ranks), took < 1.0, str(error), flush=True)
+    print(type(error).__name__, sorted(error.ranks), took < 30, str(error), flush=True)
 time.sleep(0.3)  # a rank whose error is handled goes on
 print("the end")
 """

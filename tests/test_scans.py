@@ -9,7 +9,9 @@ import pytest
 from hetcomm.testing import run_ranks
 from hetcomm.topology.model import Cluster, Topology, Uplink
 
+from .ranks import once, run_in_turn
 from .scan_jobs import every_form, ops
+from .scripts import DEADLINE, PATIENCE
 
 JOBS = {
     "2+2": ("mpi", "mpi", "oneccl", "oneccl"),
@@ -18,15 +20,24 @@ JOBS = {
     "taking turns": ("mpi", "ucx", "mpi", "ucx"),
     "one cluster": ("ucx", "ucx", "ucx"),
 }
-ENV = {"HETCOMM_TIMEOUT": "40"}
+
+
+@once
+def told(name: str) -> dict[str, list[list[str]]]:
+    """What was wrong in a job, by target."""
+    return run_in_turn(len(JOBS[name]), {"every form": every_form, "ops": ops}, vendors=JOBS[name], env=PATIENCE)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in ("2+2", "1+3") else []) for name in JOBS]
 )
 def test_every_form_equals_numpy(name: str) -> None:
-    vendors = JOBS[name]
-    assert run_ranks(len(vendors), every_form, vendors=vendors, env=ENV, timeout=100) == [[]] * len(vendors)
+    assert told(name)["every form"] == [[]] * len(JOBS[name])
+
+
+@pytest.mark.parametrize("name", ["2+1+1", "one cluster"])
+def test_every_op_has_its_identity_and_averages_are_refused(name: str) -> None:
+    assert told(name)["ops"] == [[]] * len(JOBS[name])
 
 
 def test_border_ranks_pass_on_what_crosses(tmp_path: Path) -> None:
@@ -38,14 +49,7 @@ def test_border_ranks_pass_on_what_crosses(tmp_path: Path) -> None:
         5,
         every_form,
         vendors=["mpi", "ucx", "ucx", "mpi", "mpi"],
-        env=ENV | {"HETCOMM_TOPOLOGY": str(file)},
-        timeout=100,
+        env=PATIENCE | {"HETCOMM_TOPOLOGY": str(file)},
+        timeout=DEADLINE,
     )
     assert found == [[]] * 5
-
-
-@pytest.mark.parametrize("name", ["2+1+1", "one cluster"])
-def test_every_op_has_its_identity_and_averages_are_refused(name: str) -> None:
-    vendors = JOBS[name]
-    found = run_ranks(len(vendors), ops, vendors=vendors, env=ENV, timeout=100)
-    assert found == [[]] * len(vendors)

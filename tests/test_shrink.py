@@ -7,9 +7,10 @@ import pytest
 from hetcomm.testing import RanksFailed, run_ranks
 from tests import shrink_jobs as jobs
 
+from .scripts import DEADLINE, PATIENCE
 from .vendors.needs import require
 
-ENV = {"HETCOMM_TIMEOUT": "30", "UCX_LOG_LEVEL": "fatal"}
+ENV = {**PATIENCE, "UCX_LOG_LEVEL": "fatal"}
 
 
 @pytest.mark.parametrize("vendors", ["ucx ucx mpi oneccl", pytest.param("mpi mpi gloo gloo", marks=pytest.mark.gloo)])
@@ -17,7 +18,7 @@ def test_nobody_has_died(vendors: str) -> None:
     names = vendors.split()
     for name in names:
         require(name)
-    told = run_ranks(4, jobs.shapes, vendors=names, env=ENV, timeout=100)
+    told = run_ranks(4, jobs.shapes, vendors=names, env=ENV, timeout=DEADLINE)
     for rank, said in enumerate(told):
         assert said["all of them"] == (True, 4, 6.0, True, False)
         assert said["refused"] == [True] * 3
@@ -31,7 +32,7 @@ def test_nobody_has_died(vendors: str) -> None:
 
 
 def test_one_does_not_come() -> None:
-    told = run_ranks(3, jobs.one_does_not_come, vendors=["ucx"] * 3, env=ENV, timeout=60)
+    told = run_ranks(3, jobs.one_does_not_come, vendors=["ucx"] * 3, env=ENV, timeout=DEADLINE)
     assert told[2] == (1, 2.0)
     for rank, (kind, ranks, seconds) in enumerate(told[:2]):
         assert kind == "CollectiveTimeoutError"
@@ -54,7 +55,7 @@ def test_the_survivors_go_on(vendors: str, victims: tuple[int, ...], inline: str
         require(name)
     env = ENV if inline is None else {**ENV, "HETCOMM_INLINE_BYTES": inline}
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(len(names), jobs.work_goes_on, victims, vendors=names, env=env, timeout=60, recovery=True)
+        run_ranks(len(names), jobs.work_goes_on, victims, vendors=names, env=env, timeout=DEADLINE, recovery=True)
     assert set(caught.value.failures) == set(victims), str(caught.value)
     left = [rank for rank in range(len(names)) if rank not in victims]
     for place, rank in enumerate(left):

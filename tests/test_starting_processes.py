@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,8 @@ import pytest
 import hetcomm
 from hetcomm.testing import run_ranks, this_rank
 from hetcomm.types import Config
+
+from .scripts import DEADLINE, python
 
 PROMPT = 4.0  # seconds, on a busy machine; whoever is not told waits for TIMEOUT
 TIMEOUT = 20.0
@@ -91,7 +91,7 @@ def begin_wrongly(folder: str) -> list[str]:
 
 def test_what_is_unusable_on_one_rank_is_raised_on_all(tmp_path: Path) -> None:
     env = {"HETCOMM_TIMEOUT": str(TIMEOUT)}
-    found = run_ranks(3, begin_wrongly, str(tmp_path), vendors=["mpi", "mpi", "ucx"], env=env, timeout=120)
+    found = run_ranks(3, begin_wrongly, str(tmp_path), vendors=["mpi", "mpi", "ucx"], env=env, timeout=DEADLINE)
     assert found == [[], [], []]
 
 
@@ -119,14 +119,5 @@ except hetcomm.UsageError as error:
     ids=["nothing", "torchrun", "torchrun and single", "a batch script"],
 )
 def test_a_process_that_has_others_is_no_job_of_one_rank(environ: dict[str, str], expected: str) -> None:
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "SLURM", "HETC"))}
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE],
-        env={**base, "PYTHONPATH": path, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = python(ALONE, **environ)
     assert expected in done.stdout, done.stderr

@@ -10,6 +10,8 @@ import pytest
 import hetcomm
 from hetcomm.testing import run_ranks
 
+from .scripts import DEADLINE
+
 SECONDS = 1.0
 
 
@@ -35,7 +37,7 @@ def wait_crosswise(same_wait: bool) -> tuple[str, str]:
 
 @pytest.mark.parametrize("same_wait", [True, False], ids=["both time out", "one times out"])
 def test_both_calls_are_named(same_wait: bool) -> None:
-    told: list[tuple[str, str]] = run_ranks(2, wait_crosswise, same_wait, vendors=("mpi", "ucx"), timeout=60)
+    told: list[tuple[str, str]] = run_ranks(2, wait_crosswise, same_wait, vendors=("mpi", "ucx"), timeout=DEADLINE)
     for rank, (kind, text) in enumerate(told):
         assert kind in ("CollectiveTimeoutError", "DepartedError", "PlanMismatchError"), (rank, text)
         assert "all_reduce sum 3 x float64" in text, rank
@@ -70,7 +72,7 @@ def begun_by_others() -> list[tuple[str, str]]:
 
 
 def test_the_call_after_a_mismatch_that_nobody_waited_for_names_both_sides() -> None:
-    for rank, found in enumerate(run_ranks(3, begun_by_others, vendors=("ucx",) * 3, timeout=60)):
+    for rank, found in enumerate(run_ranks(3, begun_by_others, vendors=("ucx",) * 3, timeout=DEADLINE)):
         assert found[0][0] == "PlanMismatchError", (rank, found)
         assert "sum 9 x float64" in found[0][1], rank
         assert "max 9 x float64" in found[0][1], rank

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import fields, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -44,6 +42,8 @@ from hetcomm.types import (
     premul_sum,
     seconds,
 )
+
+from .scripts import python
 
 REAL = [dtype for dtype in DataType if not dtype.is_complex]
 
@@ -90,9 +90,7 @@ for op in (
 def test_parse_takes_real_mpi4py_operations() -> None:
     pytest.importorskip("mpi4py")
     # In a process of its own: importing mpi4py.MPI starts MPI.
-    done = subprocess.run(
-        [sys.executable, "-c", REAL_OPERATIONS], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python(REAL_OPERATIONS, status=None)
     if "cannot load MPI library" in done.stderr:
         pytest.skip("mpi4py finds no MPI library")
     wanted = [*(kind.value for kind in COMBINING), "no-pairs", "no-pairs", "refused", "refused", "refused"]

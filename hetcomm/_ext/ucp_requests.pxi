@@ -197,7 +197,7 @@ cdef object _failure(Request request):
         return PeerFailureError(
             f"peer {peer.number} is gone: {_text(peer.link.failed or status)}",
             peer=peer.number,
-            remedy="Close this communicator, or shrink it to go on without that peer; its output may say why it ended.",
+            remedy="Close this communicator, or shrink it; that peer's output may say why it ended.",
         )
     if status == UCS_ERR_MESSAGE_TRUNCATED:
         return TransportError(

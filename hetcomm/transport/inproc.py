@@ -322,7 +322,7 @@ class InprocTransport:
             PeerFailureError(
                 f"peer {request.peer} is gone",
                 peer=request.peer,
-                remedy="Close this communicator, or shrink it to go on without that peer; its output may say why it ended.",
+                remedy="Close this communicator, or shrink it; that peer's output may say why it ended.",
             )
         )
 

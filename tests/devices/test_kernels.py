@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from hetcomm.calls.buffers import memory
 from hetcomm.devices import arithmetic
 from hetcomm.execution import local
 from hetcomm.types import COMBINING, DataType, Memory, Number, ReduceKind, has_meaning, identity
+
+from ..scripts import run
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 # A pack of 16 bytes that is not aligned is a fault on a device; here it is made one.
@@ -41,15 +42,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no C++ compiler on this machine")
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "kernels.cpp").write_text(arithmetic.source(ALL))
-    done = subprocess.run(
-        [COMPILER, "-DHETCOMM_HOST", *OPTIONS, "-shared", "-fPIC", "-o", "k.so", "kernels.cpp"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run([COMPILER, "-DHETCOMM_HOST", *OPTIONS, "-shared", "-fPIC", "-o", "k.so", "kernels.cpp"], cwd=folder)
     return ctypes.CDLL(str(folder / "k.so"))
 
 
@@ -225,8 +218,7 @@ def test_the_cuda_compiler_takes_them_and_loads_16_bytes_at_once(tmp_path: Path)
     some = [each for each in ALL if each[1] in ("fill", "prod", "lxor")]
     (tmp_path / "kernels.cu").write_text(arithmetic.source(some) + arithmetic.HOLD_SOURCE)
     command = [nvcc, "-ptx", "-arch=compute_90", "-std=c++17", "--fmad=false", "-o", "kernels.ptx", "kernels.cu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run(command, cwd=tmp_path)
     text = (tmp_path / "kernels.ptx").read_text()
     bodies = {part.split("(", 1)[0].strip(): part for part in text.split(".visible .entry")[1:]}
     assert set(bodies) == {arithmetic.kernel_name(*each) for each in some} | {arithmetic.HOLD_NAME}

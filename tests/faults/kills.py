@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mpi4py
 import numpy as np
 
 import hetcomm
@@ -114,10 +115,7 @@ def case_of(seed: int) -> Case:
 def play(seed: int, folder: str) -> dict[str, Any]:
     """A rank: call until a call fails. The first victim kills all, and notes when."""
     case = case_of(seed)
-    if "mpi" in case.vendors:
-        import mpi4py
-
-        mpi4py.rc.finalize = False  # MPI may wait for the dead in it
+    mpi4py.rc.finalize = False  # MPI, by which all ranks have met, may wait for the dead in it
     group = this_rank()
     told: dict[str, Any] = {"error": None, "wrong": []}
     comm = hetcomm.init(timeout=TIMEOUT)

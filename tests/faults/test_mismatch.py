@@ -1,7 +1,7 @@
 """Ranks whose calls disagree are all told and use no wrong value; ranks whose calls agree never are.
 
-`FAULT_PROGRAMS` is how many programs of either kind are run, 300 unless set; 10,000 at night. What a program
-that fails did is in the message, with the command that runs it again.
+`FAULT_PROGRAMS` is how many programs of either kind are run, 150 unless set; 10,000 at night. What a program that fails
+did is in the message, with the command that runs it again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from ..vendors.needs import require
 from .campaign import BAD, run_job
 from .programs import BLOCK, job_of
 
-PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "300"))
-BLOCKS = [range(first, min(first + BLOCK, PROGRAMS)) for first in range(0, PROGRAMS, BLOCK)]
+PROGRAMS = int(os.environ.get("FAULT_PROGRAMS", "150"))
+JOBS = max(6, math.ceil(PROGRAMS / BLOCK))
+BLOCKS = [range(job * BLOCK, job * BLOCK + math.ceil(PROGRAMS / JOBS)) for job in range(JOBS)]
+"""The seeds of each job: of unlike jobs, however few programs there are."""
 
 NOT_NAMED = {"left", "other", "unnamed"}
 """Every rank got a typed error in time, but one that does not name both calls. Hardly any is left; which kinds there

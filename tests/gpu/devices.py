@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hetcomm._conformance.reference import numpy_dtype
 from hetcomm.calls.buffers import memory
 from hetcomm.devices import open_device
 from hetcomm.devices.base import Device
@@ -19,7 +20,6 @@ from hetcomm.types import COMBINING, DataType, Memory, MemoryKind, Number, Reduc
 from hetcomm.vendors.registry import vendor
 
 from ..runtime.invoke import equal, inputs_of
-from ..test_mixed_vendors import numpy_dtype
 from .arrays import fetch, put
 from .stream_jobs import spinner
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import hetcomm
+from hetcomm._conformance.reference import numpy_dtype
 
-from ..test_mixed_vendors import numpy_dtype
 from .arrays import OnlyDlpack, OnlyInterface, fetch, put
 from .stream_jobs import total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,17 @@ def share(whole: int, part: int, of: int) -> frozenset[int]:
     Drawn by a seed: what takes turns among the cases would go by the number of the job otherwise.
     """
     return frozenset(random.Random(whole).sample(range(whole), whole)[part::of])
+
+
+def random_sums(comm: Any, *counts: int) -> dict[str, str]:
+    """Digests of averages whose bits depend on the order of additions, which must be one order on all ranks."""
+    found = {}
+    for dtype in ("f2", "f4", "f8", "c8"):
+        for count in counts:
+            array = np.random.default_rng(comm.rank).standard_normal(count).astype(dtype)
+            comm.all_reduce(array, op="avg")
+            found[f"random {dtype} {count}"] = hashlib.sha256(array.tobytes()).hexdigest()
+    return found
 
 
 def equal(got: Array | None, wanted: Array | None) -> bool:

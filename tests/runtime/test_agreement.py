@@ -19,25 +19,10 @@ from hetcomm.errors import (
     UsageError,
 )
 
-from .threads import clusters, run_threads
+from .threads import caught, clusters, run_threads, works
 
 TOPOLOGY = clusters(2, 1)
 NRANKS = 3
-
-
-def caught(call: Callable[[], object]) -> HetcommError | None:
-    try:
-        call()
-    except HetcommError as error:
-        return error
-    return None
-
-
-def works(comm: Communicator) -> bool:
-    """Whether the next call gives the right sum."""
-    array = np.full(5, comm.rank + 1.0)
-    comm.all_reduce(array)
-    return bool((array == NRANKS * (NRANKS + 1) / 2).all())
 
 
 BAD_ARGUMENTS: dict[str, tuple[Callable[[Communicator], object], str, str]] = {

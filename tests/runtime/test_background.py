@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,10 @@ from hetcomm.errors import (
 from hetcomm.execution import tags
 from hetcomm.works import engine
 
-from .threads import clusters, run_threads
+from .threads import caught, clusters, run_threads
 
 TOPOLOGY = clusters(2, 1)
 NRANKS = 3
-
-
-def caught(call: Callable[[], object]) -> HetcommError | None:
-    try:
-        call()
-    except HetcommError as error:
-        return error
-    return None
 
 
 def begun(work: Work | None) -> Work:

@@ -17,6 +17,7 @@ from hetcomm.agreement.control import Frame
 from hetcomm.communicator import Communicator
 from hetcomm.testing import run_ranks, this_rank
 
+from ..scripts import DEADLINE, PATIENCE
 from .threads import clusters, run_threads
 
 KINDS = ("parts", "parts of parts", "jobs")
@@ -126,7 +127,7 @@ def test_parts_closed_in_different_orders_by_threads() -> None:
         return took, int(array[0])
 
     for took, total in run_threads(clusters(2, 1), job):
-        assert took < 8
+        assert took < 30
         assert total == 3
 
 
@@ -161,12 +162,18 @@ def close_in_turns(kind: str) -> list[object]:
     me.barrier()
     begun = time.monotonic()
     root.close()
-    return [took < 8, time.monotonic() - begun < 5, array[0]]
+    return [took < 30, time.monotonic() - begun < 30, array[0]]
 
 
-@pytest.mark.parametrize("vendors", [["mpi", "mpi", "oneccl"], ["gloo", "gloo", "ucx"]], ids="+".join)
+@pytest.mark.parametrize(
+    "vendors",
+    [
+        pytest.param(["mpi", "mpi", "oneccl"], id="mpi+mpi+oneccl"),
+        pytest.param(["gloo", "gloo", "ucx"], id="gloo+gloo+ucx", marks=[pytest.mark.slow, pytest.mark.gloo]),
+    ],
+)
 def test_communicators_closed_in_different_orders(vendors: list[str]) -> None:
-    found = run_ranks(3, close_in_every_way, vendors=vendors, env={"HETCOMM_TIMEOUT": "30"}, timeout=90)
+    found = run_ranks(3, close_in_every_way, vendors=vendors, env=PATIENCE, timeout=DEADLINE)
     assert found == [{kind: [True, True, 3.0] for kind in KINDS}] * 3
 
 
@@ -188,9 +195,9 @@ def use_and_close_later() -> list[object]:
     took = time.monotonic() - begun
     root.barrier()
     root.close()
-    return [type(error).__name__, took < 6]
+    return [type(error).__name__, took < 30]
 
 
 def test_a_rank_that_comes_late_is_told_that_the_others_have_closed() -> None:
-    found = run_ranks(3, use_and_close_later, vendors=["mpi", "mpi", "ucx"], env={"HETCOMM_TIMEOUT": "20"}, timeout=60)
+    found = run_ranks(3, use_and_close_later, vendors=["mpi", "mpi", "ucx"], env=PATIENCE, timeout=DEADLINE)
     assert found == [["NoneType", True], ["DepartedError", True], ["NoneType", True]]

@@ -18,6 +18,7 @@ from hetcomm.schedule.steps import Buffer, Program, Recv, Send, Slice
 from hetcomm.testing import run_ranks
 from hetcomm.types import DataType, ReduceKind
 
+from ..scripts import DEADLINE
 from .test_offers import connected
 
 testcapi = pytest.importorskip("_testcapi", reason="this Python cannot make allocations fail")
@@ -89,7 +90,7 @@ def starts() -> list[str]:
 
 
 def test_a_start_without_memory_leaves_the_communicator_usable() -> None:
-    (outcomes,) = run_ranks(1, starts, vendors=["ucx"], timeout=60)
+    (outcomes,) = run_ranks(1, starts, vendors=["ucx"], timeout=DEADLINE)
     assert set(outcomes) == {"MemoryError", "True"}
 
 

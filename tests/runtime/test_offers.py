@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hetcomm
@@ -30,6 +30,7 @@ from hetcomm.transport import arena
 from hetcomm.transport.ucx import UcxTransport
 from hetcomm.types import DataType, ReduceKind
 
+from ..scripts import DEADLINE
 from . import offer_jobs as jobs
 from .test_native import finish
 
@@ -397,7 +398,6 @@ SPARE, ONE, OTHER = Slice(Buffer.SCRATCH, 0, 512), Slice(Buffer.OUT, 0, 512), Sl
 GIVEN, BOTH = Slice(Buffer.IN, 0, 1024), Slice(Buffer.OUT, 0, 1024)
 
 
-@settings(max_examples=150)
 @example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM)], False, 0)
 @example([Recv(SPARE, 0), Reduce(SPARE, ONE, ReduceKind.SUM), Copy(SPARE, OTHER)], False, 0)
 @example([Recv(ONE, 0), Reduce(OTHER, ONE, ReduceKind.SUM), Copy(ONE, OTHER)], True, 0)
@@ -512,13 +512,13 @@ def test_a_child_does_not_free_what_its_parent_has() -> None:
 
 @pytest.mark.parametrize("vendors", [("ucx", "ucx"), ("mpi", "ucx", "ucx")])
 def test_collectives_of_processes(vendors: tuple[str, ...]) -> None:
-    for wrong in run_ranks(len(vendors), jobs.every_collective, vendors=vendors, timeout=120):
+    for wrong in run_ranks(len(vendors), jobs.every_collective, vendors=vendors, timeout=DEADLINE):
         assert wrong == []
 
 
 def test_the_others_are_told_when_a_rank_dies_between_offers() -> None:
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(3, jobs.a_rank_dies, vendors=("ucx",) * 3, timeout=60, recovery=True)
+        run_ranks(3, jobs.a_rank_dies, vendors=("ucx",) * 3, timeout=DEADLINE, recovery=True)
     assert set(caught.value.failures) == {2}
     for rank in (0, 1):
         assert caught.value.results[rank].startswith("PeerFailureError")

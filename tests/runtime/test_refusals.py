@@ -17,7 +17,7 @@ from hetcomm.communicator import Communicator
 from hetcomm.errors import HetcommError, PlanMismatchError, UsageError
 from hetcomm.works.refusals import refusal, typed
 
-from .threads import clusters, run_threads
+from .threads import clusters, run_threads, works
 
 NRANKS = 3
 TOPOLOGY = clusters(2, 1)
@@ -95,12 +95,6 @@ def attempt(call: Callable[[], object]) -> Exception | None:
     except Exception as error:
         return error
     return None
-
-
-def works(comm: Communicator) -> bool:
-    array = np.full(3, 1.0)
-    comm.all_reduce(array)
-    return bool((array == comm.nranks).all())
 
 
 FORMS = [(method, "") for method in arguments(0)] + [(name, "_init") for name in arguments(0) if name != "split"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm._conformance.fake_streams import FakeEvent, FakeGate
@@ -75,7 +75,6 @@ def several(draw: st.DrawFn, nranks: int) -> list[list[Collective]]:
     return calls
 
 
-@settings(max_examples=100)
 @given(st.data())
 def test_any_schedule_with_any_timing_gives_what_numpy_gives(data: st.DataObject) -> None:
     topology = data.draw(strategies.topologies(max_clusters=4, max_ranks=4))

@@ -6,6 +6,7 @@ import pytest
 
 from hetcomm.testing import run_ranks
 
+from ..scripts import DEADLINE
 from . import device_jobs
 
 JOBS = {
@@ -18,7 +19,7 @@ JOBS = {
 def failures(request: pytest.FixtureRequest) -> dict[str, str]:
     """What went wrong in one job, by scenario: all of them run in one start of the ranks."""
     roles = JOBS[request.param]
-    results = run_ranks(len(roles), device_jobs.run, roles, timeout=100)
+    results = run_ranks(len(roles), device_jobs.run, roles, timeout=DEADLINE)
     return {
         name: "\n".join(f"--- rank {rank} ---\n{said[name]}" for rank, said in enumerate(results) if name in said)
         for name in {name for said in results for name in said}

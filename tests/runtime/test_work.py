@@ -22,6 +22,7 @@ from .threads import run_threads
 
 MODES = ("blocking", "async", "grouped", "grouped async", "persistent")
 LARGEST = 3000  # elements of a block
+EXAMPLES = max(10, settings.default.max_examples // 10 if settings.default is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Player:
 
 
 @given(data=st.data())
-@settings(max_examples=25, phases=(Phase.generate,))
+@settings(max_examples=EXAMPLES, phases=(Phase.generate,))
 def test_random_calls_in_every_mode_equal_numpy(data: st.DataObject) -> None:
     topology: Topology = data.draw(strategies.topologies(max_clusters=3, max_ranks=3, vendor="ucx"))
     calls = data.draw(st.lists(planned(topology.nranks), min_size=2, max_size=9))

@@ -13,9 +13,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from hetcomm import communicator
 from hetcomm.communicator import Communicator
-from hetcomm.errors import CollectiveTimeoutError
+from hetcomm.errors import CollectiveTimeoutError, HetcommError
 from hetcomm.execution.tags import Contexts
 from hetcomm.job.job import Job
 from hetcomm.job.wiring import wire
@@ -24,7 +26,7 @@ from hetcomm.transport.inproc import InprocNetwork
 from hetcomm.types import Config
 from hetcomm.waiting.waiting import Pump
 
-DEADLINE = 30.0
+DEADLINE = 100.0
 
 
 def clusters(*sizes: int) -> Topology:
@@ -35,6 +37,22 @@ def clusters(*sizes: int) -> Topology:
         made.append(Cluster(f"c{number}", "ucx", ranks, tuple(Uplink(rank) for rank in ranks)))
         first += size
     return Topology(tuple(made))
+
+
+def caught(call: Callable[[], object]) -> HetcommError | None:
+    """The error that a call raises, or None."""
+    try:
+        call()
+    except HetcommError as error:
+        return error
+    return None
+
+
+def works(comm: Communicator) -> bool:
+    """Whether the next call gives the right sum."""
+    array = np.full(5, comm.rank + 1.0)
+    comm.all_reduce(array)
+    return bool((array == comm.nranks * (comm.nranks + 1) / 2).all())
 
 
 class Meeting:

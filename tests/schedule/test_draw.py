@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path as File
@@ -24,6 +23,7 @@ from hetcomm.schedule.steps import CommId, Copy, Fill, Reduce
 from hetcomm.schedule.timeline import Lane, Span, Timeline, label, tracks
 from hetcomm.schedule.trace import chrome_trace, save_trace
 
+from ..scripts import python
 from .handmade import bordered_all_reduce, collective, direct_reduce, ring_all_reduce
 
 drawing = pytest.mark.skipif("not __import__('importlib').util.find_spec('matplotlib')", reason="needs matplotlib")
@@ -178,7 +178,7 @@ def test_what_cannot_be_drawn(tmp_path: File, monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_is_imported_before_it_is_needed() -> None:
     look = "import sys, hetcomm.schedule.draw; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", look], check=True, timeout=60)
+    python(look)
 
 
 # ---- traces

@@ -1,7 +1,8 @@
 """Any collective, on up to 8 clusters of up to 12 ranks: proved, and exactly the least between clusters.
 
-Short scans of clusters that take turns more than eight times are the exception: at most twice the least. 2,500 seeded
-cases, 250 in each of 10 tests, so that they run side by side. The nightly profile draws 100,000 at random:
+Short scans of clusters that take turns more than eight times are the exception: at most twice the least. 1,000 seeded
+cases, 100 in each of 10 tests, so that they run side by side, and 2,500 with --slow. The nightly profile draws 100,000
+at random:
 
     HYPOTHESIS_PROFILE=nightly pytest tests/topology/test_everything.py
 """
@@ -25,7 +26,7 @@ from hetcomm.topology.tuning import RULES, Tuning
 
 from .volume import wanted
 
-CASES = max(250, settings.default.max_examples if settings.default is not None else 0)
+CASES = max(100, settings.default.max_examples if settings.default is not None else 0)
 TUNINGS = [
     RULES,
     Tuning(few_steps_bytes=64, chunk_bytes=512, max_chunks=3),

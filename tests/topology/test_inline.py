@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm.schedule.collective import Collective, CollectiveKind
@@ -24,7 +24,6 @@ from hetcomm.topology.tuning import ON_ONE_HOST, RULES
 from hetcomm.types import DataType, ReduceKind
 
 
-@settings(max_examples=150)
 @given(st.data())
 def test_any_clusters_may_write_their_calls_out(data: st.DataObject) -> None:
     topology = data.draw(strategies.topologies(max_clusters=4, max_ranks=5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcomm._conformance.strategies import collectives, passed_by, topologies
@@ -24,7 +24,6 @@ TUNINGS = (
 )
 
 
-@settings(max_examples=150)
 @given(data=st.data())
 def test_no_plan_takes_more_than_the_formula(data: st.DataObject) -> None:
     topology = data.draw(topologies(max_clusters=8, max_ranks=6))

@@ -19,6 +19,8 @@ from hetcomm.transport.adoption import endpoint_of, handle_of
 from hetcomm.transport.ucx import UcxTransport, is_shared
 from tests.transport.foreign import AM, MULTI, SERIALIZED, SINGLE, TAG, ForeignWorker
 
+from ..scripts import DEADLINE
+
 PATIENCE = 60.0
 OTHERS_TAGS = (0, 1 << 8, 1 << 44, 1 << 48)  # what hetcomm's would be without bit 47
 
@@ -108,7 +110,7 @@ def shared_program() -> list[Any]:
 
 @needs_ucxx
 def test_ucxx_and_hetcomm_share_a_worker() -> None:
-    results = run_ranks(4, shared_program, vendors=["mpi", "mpi", "ucx", "ucx"], timeout=120.0)
+    results = run_ranks(4, shared_program, vendors=["mpi", "mpi", "ucx", "ucx"], timeout=DEADLINE)
     for rank, result in enumerate(results):
         before = (rank - 1) % 4
         sums = [float((numpy.arange(count) + before).sum()) for count in (1, 1000, 200_000)]
@@ -157,7 +159,7 @@ def with_asyncio(mode: str) -> list[Any]:
     ["thread", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("thread-polling", "polling", "blocking"))],
 )
 def test_the_asyncio_interface_of_ucxx_shares_its_worker(mode: str) -> None:
-    assert run_ranks(2, with_asyncio, mode, vendors=["mpi", "ucx"], timeout=120.0) == [[1.0, 1.0], [0.0, 1.0]]
+    assert run_ranks(2, with_asyncio, mode, vendors=["mpi", "ucx"], timeout=DEADLINE) == [[1.0, 1.0], [0.0, 1.0]]
 
 
 def over_endpoints() -> list[Any]:
@@ -188,7 +190,7 @@ def over_endpoints() -> list[Any]:
 
 @needs_ucxx
 def test_endpoints_of_ucxx_are_used_and_stay() -> None:
-    assert run_ranks(3, over_endpoints, vendors=["mpi", "ucx", "ucx"], timeout=120.0) == [
+    assert run_ranks(3, over_endpoints, vendors=["mpi", "ucx", "ucx"], timeout=DEADLINE) == [
         [6.0, 6.0, True],
         [6.0, 6.0, True],
         [6.0, 6.0],
@@ -224,7 +226,7 @@ def partly_shared() -> list[Any]:
 
 
 def test_some_ranks_share_their_workers_and_all_hear_of_a_bad_one() -> None:
-    for rank, result in enumerate(run_ranks(3, partly_shared, vendors=["mpi", "ucx", "ucx"], timeout=120.0)):
+    for rank, result in enumerate(run_ranks(3, partly_shared, vendors=["mpi", "ucx", "ucx"], timeout=DEADLINE)):
         *sums, bad_worker, bad_endpoint = result
         assert sums == [(6.0, 1.0 if rank == 1 else 2.0)] * 3
         assert "failed on rank 1: argument 'worker' (object) is no UCP worker. Pass a worker of UCXX" in bad_worker

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +12,8 @@ import hetcomm
 from hetcomm.errors import TransportError
 from hetcomm.testing import run_ranks, this_rank
 from hetcomm.transport.descriptors import make_room
+
+from ..scripts import PATIENCE, python
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_the_hard_limit_is_an_error_that_says_what_is_needed() -> None:
         except TransportError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    done = python(code)
     assert "testing needs 500 file descriptors" in done.stdout
     assert "30 at most" in done.stdout
     assert "ulimit -n" in done.stdout
@@ -106,4 +105,4 @@ def begin_with_few() -> list[str]:
 
 
 def test_a_job_begins_with_few_descriptors_or_says_on_all_ranks_who_lacks_some() -> None:
-    assert run_ranks(2, begin_with_few, vendors=["mpi", "ucx"], env={"HETCOMM_TIMEOUT": "20"}) == [[], []]
+    assert run_ranks(2, begin_with_few, vendors=["mpi", "ucx"], env=PATIENCE) == [[], []]

@@ -18,6 +18,8 @@ from hetcomm.testing import RanksFailed, run_ranks, this_rank
 from hetcomm.transport.ucx import UcxTransport
 from hetcomm.types import MemoryKind
 
+from ..scripts import DEADLINE
+
 PATIENCE = 60.0
 
 
@@ -31,7 +33,7 @@ def connected() -> UcxTransport:
 
 
 def spawn(nranks: int, target: Any, *args: Any) -> list[Any]:
-    return run_ranks(nranks, target, *args, launcher="spawn", timeout=120.0)
+    return run_ranks(nranks, target, *args, launcher="spawn", timeout=DEADLINE)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 
 from hetcomm.testing import RanksFailed, run_ranks
 
+from ..scripts import DEADLINE
 from . import jobs
 from .needs import require
 
@@ -13,18 +14,18 @@ pytestmark = pytest.mark.gloo
 
 
 def test_the_default_process_group_of_the_program_goes_on_working() -> None:
-    results = run_ranks(2, jobs.beside_a_process_group, launcher=require("gloo"), timeout=120)
+    results = run_ranks(2, jobs.beside_a_process_group, launcher=require("gloo"), timeout=DEADLINE)
     assert results == [{"ours": [3.0] * 5, "default": [3.0] * 5, "again": [30.0], "alone": False}] * 2
 
 
 def test_calls_keep_their_order_when_many_are_under_way_over_two_interfaces() -> None:
     env = {"GLOO_SOCKET_IFNAME": "lo,lo"}
-    assert run_ranks(3, jobs.many_under_way, "gloo", launcher=require("gloo"), env=env, timeout=120) == [120] * 3
+    assert run_ranks(3, jobs.many_under_way, "gloo", launcher=require("gloo"), env=env, timeout=DEADLINE) == [120] * 3
 
 
 def test_a_wrong_interface_and_a_dead_rank_are_errors_of_the_others() -> None:
     with pytest.raises(RanksFailed) as caught:
-        run_ranks(2, jobs.unlucky, launcher=require("gloo"), recovery=True, timeout=120)
+        run_ranks(2, jobs.unlucky, launcher=require("gloo"), recovery=True, timeout=DEADLINE)
     misnamed, died = caught.value.results[0]
     assert misnamed.startswith("vendor 'gloo' failed on rank 1 of its cluster: Gloo failed in using GLOO_SOCKET_IFNAME")
     assert "nowhere0" in misnamed

@@ -8,6 +8,7 @@ import pytest
 
 from hetcomm.testing import run_ranks
 
+from ..scripts import DEADLINE
 from . import jobs
 from .needs import require
 
@@ -18,7 +19,7 @@ LIBRARIES = [*LIGHT, pytest.param("gloo", marks=pytest.mark.gloo)]
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_two_clusters_with_two_communicators_each(name: str) -> None:
-    results = run_ranks(4, jobs.two_clusters, name, launcher=require(name), timeout=120)
+    results = run_ranks(4, jobs.two_clusters, name, launcher=require(name), timeout=DEADLINE)
     assert results[0] == results[1] == [1.0 + 2 * i for i in range(8)]
     assert results[2] == results[3] == [5.0 + 2 * i for i in range(8)]
 
@@ -53,7 +54,7 @@ def test_calls_that_do_not_fit_are_refused_by_name(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_more_elements_than_an_int_counts(name: str) -> None:
-    results = run_ranks(2, jobs.beyond_int, name, launcher=require(name), timeout=240)
+    results = run_ranks(2, jobs.beyond_int, name, launcher=require(name), timeout=DEADLINE)
     assert results == [[2, 2, 2, 51]] * 2
 
 

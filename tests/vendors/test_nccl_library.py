@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from hetcomm.vendors import nccl_library, registry
 from hetcomm.vendors.nccl import NcclVendor, RcclVendor
 from hetcomm.vendors.nccl_binding import open_binding
 from hetcomm.vendors.nccl_library import version_text
+
+from ..scripts import python
 
 # What hetcomm passes to CuPy's communicator, as its compiled file documents it.
 CALLS = {
@@ -130,15 +131,7 @@ def test_looking_imports_nothing() -> None:
         "maps = open('/proc/self/maps').read()\n"
         "print('cupy' in sys.modules, 'libnccl.so' in maps, 'libcuda' in maps)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert done.stdout.split() == ["False"] * 3
+    assert python(program).stdout.split() == ["False"] * 3
 
 
 def test_versions_are_written_as_the_library_does() -> None:

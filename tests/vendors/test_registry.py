@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -15,6 +13,8 @@ from hetcomm.types import DataType, MemoryKind, ReduceKind
 from hetcomm.vendors import registry
 from hetcomm.vendors.base import COLLECTIVES
 from hetcomm.vendors.ucx import UcxVendor
+
+from ..scripts import python
 
 
 def test_the_built_in_ones() -> None:
@@ -44,15 +44,7 @@ def test_looking_imports_no_library() -> None:
         "maps = open('/proc/self/maps').read()\n"
         "print(json.dumps([first, sorted(sys.modules), 'libmpi' in maps or 'libccl' in maps]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    first, after, loaded = json.loads(done.stdout)
+    first, after, loaded = json.loads(python(program).stdout)
     assert not {"mpi4py", "hetcomm.vendors.mpi", "hetcomm.vendors.oneccl", "hetcomm.vendors.gloo"} & set(first)
     assert not {"mpi4py.MPI", "hetcomm._ext.oneccl", "torch"} & set(after)
     assert not loaded
