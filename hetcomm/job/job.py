@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hetcomm.devices import Devices
 from hetcomm.devices.base import Device
-from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError
+from hetcomm.errors import HetcommError, TopologyError, TransportError, UsageError, numbers
 from hetcomm.execution.tags import Contexts, contexts_on
 from hetcomm.health import heartbeat
 from hetcomm.health.health import Health
@@ -28,6 +28,7 @@ from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.transport.descriptors import make_room
 from hetcomm.types import Config
+from hetcomm.vendors.mpi_start import forgo_finalize
 from hetcomm.waiting.progress import ProgressThread
 from hetcomm.waiting.waiting import Pump, process_pump
 from hetcomm.works.refusals import typed
@@ -58,6 +59,7 @@ class Job:
         calibration: By which plans are chosen, the same on all ranks; None: the rules.
         again: Opens it again with whoever is there then; None where the ranks cannot meet twice.
         health: What is known of the other ranks.
+        over_mpi: Whether the ranks have met over MPI.
         devices: Those that arrays have been on so far.
         unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
@@ -71,6 +73,7 @@ class Job:
     calibration: Calibration | None = None
     again: Callable[[], Job] | None = None
     health: Health = field(default_factory=Health)
+    over_mpi: bool = False
     devices: Devices = field(default_factory=Devices)
     unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
@@ -83,6 +86,9 @@ class Job:
 
     def close(self) -> None:
         """Release what its communicators share, once they are closed."""
+        ended = self.transport.failed_peers()
+        if any(self.over_mpi or self.topology.cluster_of(peer).vendor == "mpi" for peer in ended):
+            forgo_finalize(f"rank {numbers(ended)} of the job has ended")
         if self._thread is not None:
             self._thread.stop()
         self.pump.detach(self.transport)
@@ -166,7 +172,7 @@ def open_job(
     if uses_tcp(config, comm) and worker is None:
         again = partial(open_job, config, topology=topology)
     config = replace(config, inline_bytes=inline_bytes)
-    return Job(config, transport, group, found, contexts, pump, calibration, again, health)
+    return Job(config, transport, group, found, contexts, pump, calibration, again, health, uses_mpi(config, comm))
 
 
 def _warn_of_staging(transport: Transport, device: Device, rank: int) -> None:

@@ -2,17 +2,22 @@
 
 mpi4py registers with the interpreter itself, whose exit in a forked child then waits in `MPI_Finalize` for ever. So
 where hetcomm is the first to import it, hetcomm finalises MPI; but not under `python -m mpi4py`, which aborts the job
-instead where a rank fails.
+instead where a rank fails. Where a rank has died, MPI_Finalize may wait for it for ever, and is left out.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 from typing import Any
 
-__all__ = ["load"]
+__all__ = ["forgo_finalize", "load"]
+
+_log = logging.getLogger(__name__)
+
+_lost: list[str] = []  # why MPI is not finalised, if it is not
 
 
 def load() -> Any:
@@ -34,7 +39,14 @@ def load() -> Any:
     return MPI
 
 
+def forgo_finalize(why: str) -> None:
+    """A process of this MPI job has died; where hetcomm finalises MPI, it will not."""
+    _lost.append(why)
+
+
 def _finalize(mpi: Any, owner: int) -> None:
     """Run after the handlers of hetcomm's communicators, which are registered later."""
-    if os.getpid() == owner and mpi.Is_initialized() and not mpi.Is_finalized():
+    if _lost:
+        _log.debug("MPI is not finalised: %s", _lost[0])
+    elif os.getpid() == owner and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
