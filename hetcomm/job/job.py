@@ -28,6 +28,7 @@ from hetcomm.topology.model import Topology
 from hetcomm.transport.base import Transport
 from hetcomm.transport.descriptors import make_room
 from hetcomm.types import Config
+from hetcomm.vendors import segments
 from hetcomm.vendors.mpi_start import forgo_finalize
 from hetcomm.waiting.progress import ProgressThread
 from hetcomm.waiting.waiting import Pump, process_pump
@@ -87,6 +88,8 @@ class Job:
     def close(self) -> None:
         """Release what its communicators share, once they are closed."""
         ended = self.transport.failed_peers()
+        if ended:
+            segments.remove_of_dead()
         if any(self.over_mpi or self.topology.cluster_of(peer).vendor == "mpi" for peer in ended):
             forgo_finalize(f"rank {numbers(ended)} of the job has ended")
         if self._thread is not None:

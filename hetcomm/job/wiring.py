@@ -20,7 +20,7 @@ from hetcomm.schedule.steps import CommId
 from hetcomm.topology.model import Topology
 from hetcomm.topology.tuning import on
 from hetcomm.transport.descriptors import make_room
-from hetcomm.vendors import registry
+from hetcomm.vendors import registry, segments
 from hetcomm.vendors.base import Vendor, VendorCommunicator
 from hetcomm.works.refusals import typed
 
@@ -70,6 +70,7 @@ class Parts:
         communicators = list(self.communicators.values())
         for communicator in communicators:
             communicator.abort()
+        segments.remove_of_dead()
         end = time.monotonic() + seconds
         return [repr(each) for each in communicators if not each.drain(max(0.0, end - time.monotonic()))]
 
@@ -126,6 +127,7 @@ def wire(job: Job, group: JobGroup, peers: Sequence[int], topology: Topology) ->
         if not isinstance(error, TransportError):  # which may be this rank's alone: others may have gone on
             job.contexts.give_back(context)
         raise
+    segments.remember(job.transport.processes().values())  # this rank may be the only one left to remove them
     mailbox = Mailbox(job.transport, peers, group.rank, context, serial)
     ledger = ucp.Ledger()
     return Parts(

@@ -5,7 +5,7 @@ mapped it keeps it. A number tells little of a process: it is used again, and me
 may share /dev/shm. So a name is removed
 
 * by its own process, at its exit;
-* by a rank that was in a communicator with it and has seen the very file then, once that process is dead;
+* by a rank of its job that has seen the very file while that process lived, once it is dead;
 * at the next start, if no process of this machine has that number, in whatever container, where all can be seen.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,10 +31,11 @@ def here() -> tuple[str, int]:
     return f"{_boot()} {_namespace()}", os.getpid()
 
 
-def remember(pids: Collection[int]) -> None:
+def remember(pids: Iterable[int]) -> None:
     """Note the segments of other ranks, which live; `pids` are their processes here."""
+    others = set(pids) - {os.getpid()}
     for path, pid in _segments():
-        if pid in pids and pid != os.getpid():
+        if pid in others:
             with suppress(OSError):
                 _seen[path] = pid, path.stat().st_ino
 
