@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = []
     for nranks in args.ranks:
         for nbytes in SIZES:
-            calls = (20_000 if nranks <= (os.cpu_count() or 1) else 500) if nbytes == SIZES[0] else 4
+            calls = (50_000 if nranks <= (os.cpu_count() or 1) else 10_000) if nbytes == SIZES[0] else 4
             row = measure(nranks, nbytes, calls, args.turns)
             rows.append(row)
             low, high = row["cost"]["quartiles"]

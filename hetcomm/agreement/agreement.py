@@ -55,6 +55,7 @@ _FIRST_NOTE = 0.05  # seconds after which a rank tells the others which call it 
 _ASK, _ANSWER = 1, 2  # flags of a note that wants an answer, and of that; others are sent unasked
 
 _DIAGNOSIS = 0.2  # seconds in which the others may say what they run, before an error of the wire is raised
+_ROLL_CALL = 0.5  # and where they are, before one of a wait that took too long: they may share a processor
 
 _SHARED: dict[int, type[HetcommError]] = {
     Leaving.MISMATCH: PlanMismatchError,
@@ -253,14 +254,15 @@ class Agreement:
             return error
         if ticket.error is None and ticket.call in self._open:
             self._send_note(ticket.call, ask=True)
-            self._call_the_roll(self._mailbox.others(), lambda: ticket.error is not None)
+            seconds = _ROLL_CALL if isinstance(error, CollectiveTimeoutError) else _DIAGNOSIS
+            self._call_the_roll(self._mailbox.others(), lambda: ticket.error is not None, seconds)
         return ticket.error or self.cause or error
 
     def locate(self, ranks: Iterable[int]) -> None:
         """Ask some ranks where they are, and wait a moment for the answers, which are in `roll`."""
-        self._call_the_roll(ranks, lambda: False)
+        self._call_the_roll(ranks, lambda: False, _ROLL_CALL)
 
-    def _call_the_roll(self, ranks: Iterable[int], enough: Callable[[], bool]) -> None:
+    def _call_the_roll(self, ranks: Iterable[int], enough: Callable[[], bool], seconds: float) -> None:
         asked = [rank for rank in ranks if rank != self._rank and rank not in self._gone]
         self.roll.ask(asked)
 
@@ -268,7 +270,7 @@ class Agreement:
             self.poll()
             return enough() or all(self.roll.has_answered(rank) or rank in self._gone for rank in asked)
 
-        wait(self._moving, answered, time.monotonic() + _DIAGNOSIS)
+        wait(self._moving, answered, time.monotonic() + seconds)
 
     def lateness(self, ticket: Ticket) -> tuple[str, int | None]:
         """What a call that has not begun waits for, as text, and the rank that is missing, if it is one."""

@@ -158,6 +158,8 @@ class Inquest:
             return error
         others = frozenset(range(len(self._peers))) - {self._rank} - self._agreement.gone()
         states = {rank: self._job.health.state(self._peers[rank]) for rank in others}
+        if not work.begun and self._rank != 0:  # it waits for word of rank 0
+            needs = {*needs, *error.ranks}
         ranks = missing(work.ticket.call, others, self._agreement.roll.answers, states, needs)
         if not ranks:
             return error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -72,10 +74,8 @@ def test_who_does_not_come_is_named_by_all(victim: int, new: bool) -> None:
             comm.all_reduce(array)
         comm.barrier()
         if comm.rank == victim:
-            try:
-                comm.recv(np.zeros(1), (victim + 1) % 3, timeout=6.0)
-            except HetcommError:
-                return None
+            threading.Event().wait(2.5)  # it computes
+            return None
         try:
             comm.all_reduce(array, timeout=0.5)
         except HetcommError as error:
