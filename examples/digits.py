@@ -176,8 +176,10 @@ def main(argv=()) -> int:
         labels_run = [span.label for span in trace.timeline.spans]
         by_vendor = agreed(comm, [int(any(label.startswith("vendor border:") for label in labels_run))], "max")[0] > 0
         clusters = comm.topology.clusters
-        due = len(clusters) > 1 and max(len(cluster.border) for cluster in clusters) > 1
-        alone_here = len(comm.topology.cluster_of(comm.rank).border) == 1
+        libraries = [cluster for cluster in clusters if cluster.vendor != "ucx"]  # which is hetcomm itself
+        due = len(clusters) > 1 and max((len(cluster.border) for cluster in libraries), default=1) > 1
+        here = comm.topology.cluster_of(comm.rank)
+        alone_here = len(here.border) == 1 or here not in libraries
         by_us = any(label.startswith("reduce ") for label in labels_run)
 
         # Rank 0 trains once more, alone, on all of the data.

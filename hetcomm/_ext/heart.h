@@ -14,6 +14,9 @@
 #ifndef HETCOMM_HEART_H
 #define HETCOMM_HEART_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* accept4 */
+#endif
 #include <linux/sockios.h>
 #include <arpa/inet.h>
 #include <netinet/in.h>
