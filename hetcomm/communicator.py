@@ -316,10 +316,11 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         """Make a communicator of the ranks that are left, and close this one. Collective over those ranks.
 
         For after a `PeerFailureError`: whoever lives calls this, and all get the same communicator, in which they are
-        numbered in the order that they had. Ranks are left out that have died, cannot be reached any more, or have
-        closed this communicator without calling this. If one more dies meanwhile, it is left out, too. Whatever is
-        still under way here fails; what ranks that are left out have sent meets nothing in the new communicator. Parts
-        made by `split` stay: those that have lost a rank can be shrunk by themselves.
+        numbered in the order that they had. Ranks are left out that have died, cannot be reached any more, have closed
+        this communicator without calling this, or do not come in time, as one that is stopped; those that live are
+        told. If one more dies meanwhile, it is left out, too. Whatever is still under way here fails; what ranks that
+        are left out have sent meets nothing in the new communicator. Parts made by `split` stay: those that have lost a
+        rank can be shrunk by themselves.
 
         The end of a `with` block of this communicator closes the one that has come of it.
 
@@ -328,9 +329,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
 
         Raises:
             UsageError: This communicator is closed, or `timeout` is no time.
-            CollectiveTimeoutError: Some did not come in time; `ranks` names those that this rank has waited for. It
-                takes no part any more: the others go on without it.
-            PeerFailureError: The others take this rank for lost, as where it could not be reached for a while.
+            PeerFailureError: The others have left this rank out.
             VendorError: On every rank that is left, if a vendor failed on any.
         """
         engine = self._engine

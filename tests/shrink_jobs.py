@@ -60,23 +60,40 @@ def shapes() -> dict[str, Any]:
     return told
 
 
-def one_does_not_come() -> tuple[str, list[int], float] | tuple[int, float]:
-    """Rank 2 of 3 comes too late: the others give up, name it, and it is alone then."""
+def one_stands_still() -> tuple[int, list[float]] | tuple[str, list[int], str]:
+    """Rank 1 of 4 is stopped in the middle of calls: the others go on without it, and it is told when it wakes."""
     comm = hetcomm.init()
     me = comm.rank
-    comm.barrier()
+    pids = np.empty(4, np.int64)
+    comm.all_gather(np.array([os.getpid()]), pids)
+    array = np.full(300_000, me + 1.0)
     if me == 2:
-        time.sleep(3)
-        alone = comm.shrink()
-        return alone.nranks, total(alone, me)
-    begun = time.monotonic()
+        os.kill(int(pids[1]), signal.SIGSTOP)
     try:
-        comm.shrink(timeout=1 + me * 0.5)
-    except hetcomm.CollectiveTimeoutError as error:
-        seconds = time.monotonic() - begun
-        time.sleep(4)
-        return type(error).__name__, sorted(error.ranks), seconds
-    raise AssertionError("rank 2 was there in time")
+        while True:
+            comm.all_reduce(array, timeout=2)
+    except hetcomm.HetcommError as error:
+        named, kept = sorted(error.ranks), array.copy()
+    if me == 1:
+        try:
+            comm.shrink()
+        except hetcomm.PeerFailureError as error:
+            comm.close()
+            assert (array == kept).all()
+            return "left out", named, str(error)
+        raise AssertionError("the others wait for this rank")
+    small = comm.shrink(timeout=2)
+    sums = [total(small, me + 1.0)]
+    small.barrier()
+    if small.rank == 0:
+        os.kill(int(pids[1]), signal.SIGCONT)
+    until, over = time.monotonic() + 2, np.zeros(1)
+    while not over[0]:  # what it has to say now meets nobody
+        sums.append(total(small, me + 1.0))
+        over[0] = time.monotonic() >= until
+        small.broadcast(over)
+    assert (array == kept).all()
+    return small.nranks, sorted(set(sums))
 
 
 def work_goes_on(victims: tuple[int, ...]) -> tuple[int, int, float, list[str]]:

@@ -31,14 +31,17 @@ def test_nobody_has_died(vendors: str) -> None:
             assert said.get("closed by", [2]) == [2]
 
 
-def test_one_does_not_come() -> None:
-    told = run_ranks(3, jobs.one_does_not_come, vendors=["ucx"] * 3, env=ENV, timeout=DEADLINE)
-    assert told[2] == (1, 2.0)
-    for rank, (kind, ranks, seconds) in enumerate(told[:2]):
-        assert kind == "CollectiveTimeoutError"
-        assert set(ranks) <= {0, 2} - {rank}
-        assert seconds >= 0.9
-    assert told[0][1] == [2]
+@pytest.mark.parametrize("vendors", ["ucx ucx mpi ucx", pytest.param("oneccl oneccl ucx ucx", marks=pytest.mark.slow)])
+def test_one_that_stands_still_is_left_out_and_told(vendors: str) -> None:
+    names = vendors.split()
+    for name in names:
+        require(name)
+    told = run_ranks(4, jobs.one_stands_still, vendors=names, env=ENV, timeout=DEADLINE)
+    kind, _, text = told[1]
+    assert kind == "left out"
+    assert "go on without this one" in text
+    for rank in (0, 2, 3):
+        assert told[rank] == (3, [8.0])
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ class Agreement:
                 self._gone.setdefault(frame.source, frame)
             case Subject.CLOSING | Subject.CLOSED | Subject.PARTING | Subject.PARTED:
                 self.closing.record(frame)
-            case Subject.JOIN | Subject.DECIDED | Subject.ABSENT:
+            case Subject.JOIN | Subject.LEADING | Subject.DECIDED | Subject.ABSENT:
                 self.survival.record(frame)
             case Subject.WHERE | Subject.HERE:
                 self.roll.record(frame)

@@ -51,11 +51,12 @@ class Subject(enum.IntEnum):
     PARTING = 9
     PARTED = 10
     WAITING = 11  # I wait for a message from you, or for you to take one: say so if you have left
-    JOIN = 12  # this and the next two find out who goes on: see `hetcomm.agreement.survival`
+    JOIN = 12  # this and the next three find out who goes on: see `hetcomm.agreement.survival`
     DECIDED = 13
     ABSENT = 14
-    WHERE = 15  # which calls have you come to?
-    HERE = 16  # this many, the last of which is text; number: how many are over; ranks: of whom I need messages
+    LEADING = 15
+    WHERE = 16  # which calls have you come to?
+    HERE = 17  # this many, the last of which is text; number: how many are over; ranks: of whom I need messages
 
 
 class Leaving(enum.IntEnum):

@@ -1,12 +1,14 @@
 """How the ranks that are left agree on who goes on: a state machine of one rank, which sends and is given frames.
 
 Ranks learn of deaths at different times, and more may die meanwhile. So they agree in rounds, each of which ends on
-every rank that lives with the same decision: who is lost, and whether all the others went well so far.
+every rank that lives with the same decision: who is lost, and whether all the others have made the same so far.
 
 =========  ====================  ================================================================
 frame      from                  meaning (call: the round)
 =========  ====================  ================================================================
-JOIN       each to its leader    I take part; ranks: whom I take for lost; flag 1: all went well
+JOIN       each to its leader    I take part; ranks: whom I take for lost; flag 1: I have made
+                                 something; fingerprint: what that is
+LEADING    leader to who joined  I have come, too, and wait for the others
 DECIDED    each to all           the decision: ranks and flag; number: whose it is
 ABSENT     one to all            I take no part, now or later
 =========  ====================  ================================================================
@@ -14,9 +16,9 @@ ABSENT     one to all            I take no part, now or later
 The *leader* of a rank is the lowest that it does not take for lost. A leader decides when it has heard from all whom it
 does not take for lost: it takes for lost whoever any of them does. Whoever hears a decision passes it on before it acts
 on it; so if one that lives acts on it, all hear it. A rank whose leader is lost turns to the next one, and heeds no
-decision of an earlier leader any more, unless its leader has passed that on. If any that a leader hears from has heard
-of a decision, somebody may act on it already, and the leader decides the same: as the last one did. This is Paxos with
-leaders for ballots, where every rank that is not lost must be heard.
+decision of an earlier leader any more, unless its leader has passed that on. If any that a leader does not take for
+lost has passed a decision on, it may act on it already, and the leader decides the same: as the last one did. This is
+Paxos with leaders for ballots, where every rank that is not lost must be heard.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Decision:
 
     Attributes:
         lost: Who does not go on: the dead, those that cannot be reached, and those that take no part.
-        well: Whether all went well on all others before the round.
+        well: Whether all others have made the same before the round.
     """
 
     lost: frozenset[int]
@@ -45,8 +47,9 @@ class Decision:
 @dataclass(slots=True)
 class _Round:
     begun: bool = False
-    well: bool = True
+    made: bytes = b""
     leader: int = -1  # no decision of a lower one counts
+    led: bool = False  # whether it has come
     joined: dict[int, Frame] = field(default_factory=dict)
     heard: dict[int, Frame] = field(default_factory=dict)  # decisions, by who has passed them on
     decision: Decision | None = None
@@ -61,25 +64,37 @@ class Survival:
 
     Attributes:
         lost: Whom this rank takes for lost.
+        is_left_out: Whether others take this rank for lost.
     """
 
     def __init__(self, rank: int, nranks: int, send: Callable[[Frame, Iterable[int]], None]) -> None:
         self.lost: set[int] = set()
+        self.is_left_out = False
         self._rank, self._nranks = rank, nranks
         self._send = send
         self._rounds: dict[int, _Round] = {}
         self._absent = False
 
-    def begin(self, number: int, *, well: bool) -> None:
-        """Take part in a round, the one before being over here."""
+    def begin(self, number: int, made: bytes = b"") -> None:
+        """Take part in a round, the one before being over here.
+
+        Args:
+            number: The round's.
+            made: 16 bytes that are equal where what was made since the last round is; none where that went wrong.
+        """
         this = self._rounds.setdefault(number, _Round())
-        this.begun, this.well = True, well
+        this.begun, this.made = True, made
         self._follow(number, this)
 
     def decision(self, number: int) -> Decision | None:
         """How a round ended; None: it has not."""
         this = self._rounds.get(number)
         return None if this is None else this.decision
+
+    def leader(self, number: int) -> tuple[int, bool]:
+        """The leader of a round that this rank has begun, and whether that has come."""
+        this = self._rounds[number]
+        return this.leader, this.led or this.leader == self._rank
 
     def missing(self, number: int) -> frozenset[int]:
         """Whom this rank waits for in a round that it has begun."""
@@ -107,9 +122,14 @@ class Survival:
             self.lose({frame.source})
             return
         number = frame.call
+        self.is_left_out |= self._rank in frame.ranks
         this = self._rounds.setdefault(number, _Round())
-        if frame.subject is Subject.JOIN:
+        if frame.subject is Subject.LEADING:
+            this.led |= frame.source == this.leader
+        elif frame.subject is Subject.JOIN:
             this.joined[frame.source] = frame
+            if this.leader == self._rank:
+                self._answer(number, {frame.source})
             self._lead(number, this)
         elif this.decision is None:
             this.heard[frame.source] = frame
@@ -125,12 +145,19 @@ class Survival:
             return
         leader = min(set(range(self._nranks)) - self.lost)
         if leader != this.leader:
-            this.leader = leader
-            if leader != self._rank:
+            this.leader, this.led = leader, False
+            if leader == self._rank:
+                self._answer(number, this.joined)
+            else:
                 told = frozenset(self.lost)
-                self._send(Frame(Subject.JOIN, self._rank, number, int(this.well), ranks=told), (leader,))
+                made = this.made or bytes(16)
+                frame = Frame(Subject.JOIN, self._rank, number, int(bool(this.made)), made, ranks=told)
+                self._send(frame, (leader,))
             self._heed(number, this)
         self._lead(number, this)
+
+    def _answer(self, number: int, ranks: Iterable[int]) -> None:
+        self._send(Frame(Subject.LEADING, self._rank, number), ranks)
 
     def _heed(self, number: int, this: _Round) -> None:
         """Decide as another leader has, if this rank may still heed that one."""
@@ -147,10 +174,11 @@ class Survival:
             self.lose(told)  # which comes back here
         elif self.missing(number):
             return
-        elif this.heard:
-            self._adopt(number, this, max(this.heard.values(), key=lambda frame: frame.number))
+        elif heard := [frame for rank, frame in this.heard.items() if rank not in self.lost]:
+            self._adopt(number, this, max(heard, key=lambda frame: frame.number))
         else:
-            well = this.well and all(frame.flag for rank, frame in this.joined.items() if rank not in self.lost)
+            joined = [frame for rank, frame in this.joined.items() if rank not in self.lost]
+            well = bool(this.made) and all(frame.flag and frame.fingerprint == this.made for frame in joined)
             self._decide(number, this, Decision(frozenset(self.lost), well), self._rank)
 
     def _adopt(self, number: int, this: _Round, frame: Frame) -> None:

@@ -6,17 +6,20 @@ before all have.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from hetcomm.agreement.survival import Decision
-from hetcomm.errors import CollectiveTimeoutError, HetcommError, PeerFailureError, TransportError, numbers
+from hetcomm.errors import HetcommError, PeerFailureError, TransportError
 from hetcomm.job.connected import SHRINKING, ConnectedGroup
 from hetcomm.job.detect import restrict
 from hetcomm.job.wiring import Parts, wire
 from hetcomm.waiting.waiting import wait
 
 __all__ = ["rewire"]
+
+_MORE = 1.0  # seconds that ranks get to agree when one has not come in time
 
 
 def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -> Parts:
@@ -25,21 +28,20 @@ def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -
     Args:
         parts: Those of the broken one.
         ended: Its ranks that have ended or cannot be reached any more, by now.
-        seconds: How long the others may take to come.
+        seconds: How long the others may take to come; who has not by then is left out.
 
     Raises:
-        CollectiveTimeoutError: Some live and did not come; `ranks` are those that this rank has waited for.
-        PeerFailureError: The others take this rank for lost.
+        PeerFailureError: The others have left this rank out.
         HetcommError: On every rank alike, if on any something else went wrong.
     """
     made: Parts | None = None
     failure: HetcommError | None = None
-    members: list[int] | None = None
+    members: list[int] = []
     survival, peers = parts.agreement.survival, parts.peers
     number = 0
     try:
         while True:
-            decision = _decide(parts, number, failure is None, ended, time.monotonic() + seconds)
+            decision = _decide(parts, number, b"" if made is None else _name(members), ended, seconds)
             going = [rank for rank in range(len(peers)) if rank not in decision.lost]
             if going == members and decision.well and made is not None:
                 wired, made = made, None
@@ -65,35 +67,53 @@ def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -
         _discard(made)
 
 
-def _decide(parts: Parts, number: int, well: bool, ended: Callable[[], Collection[int]], deadline: float) -> Decision:
-    """How a round ends."""
-    agreement, rank = parts.agreement, parts.group.rank
-    survival = agreement.survival
+def _name(members: Sequence[int]) -> bytes:
+    """What stands for a communicator of these ranks."""
+    return hashlib.blake2b(str(members).encode(), digest_size=16).digest()
 
-    def decided() -> bool:
+
+def _decide(parts: Parts, number: int, made: bytes, ended: Callable[[], Collection[int]], seconds: float) -> Decision:
+    """How a round ends.
+
+    A leader waits so many seconds for the others. They wait as long for it to come, and then a little longer than it
+    will wait itself.
+
+    Raises:
+        PeerFailureError: The others have left this rank out.
+    """
+    agreement, survival = parts.agreement, parts.agreement.survival
+
+    def over() -> bool:
+        return survival.is_left_out or survival.decision(number) is not None
+
+    def anything_new() -> bool:
         agreement.poll()
         survival.lose(ended())
-        return survival.decision(number) is not None
+        return over() or survival.leader(number) != leader
 
     def look(now: float) -> None:
         parts.job.pump.lock.rest()
         parts.job.health.look(now)
 
-    survival.begin(number, well=well)
-    if not wait(parts.job.pump, decided, deadline, look):
-        missing = survival.missing(number)
-        raise CollectiveTimeoutError(
-            f"rank {numbers(missing)} neither ended nor came to shrink this communicator",
-            rank=rank,
-            ranks=missing,
-            remedy="All ranks that are left must call shrink, or close the communicator; timeout sets the limit.",
+    survival.begin(number, made)
+    begun = time.monotonic()
+    while not over():
+        leader = survival.leader(number)
+        rank, has_come = leader
+        if rank == parts.group.rank or not has_come:
+            until = max(begun + seconds, time.monotonic() + _MORE)
+        else:
+            until = time.monotonic() + seconds + _MORE
+        if not wait(parts.job.pump, anything_new, until, look):
+            survival.lose(survival.missing(number))  # they live, but do not come: the others go on, and they are told
+    if survival.is_left_out:
+        raise PeerFailureError(
+            "the other ranks go on without this one: it could not be reached, or did not come to shrink in time",
+            rank=parts.group.rank,
+            remedy="Close this communicator; a larger timeout of shrink waits longer.",
         )
     decision = survival.decision(number)
-    assert decision is not None  # or it would not have been waited for
-    if rank in decision.lost:
-        raise PeerFailureError(
-            "the other ranks take this one for lost, and go on without it", rank=rank, origin=min(decision.lost)
-        )
+    assert decision is not None  # or it would be waited for
     return decision
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hetcomm.agreement.control import Frame
 from hetcomm.agreement.survival import Decision, Survival
 
+MADE = b"0123456789abcdef"
+
 
 class Killed(Exception):
     """The rank ends here, in the middle of what it does."""
@@ -84,10 +86,63 @@ def test_a_leader_takes_for_lost_whom_another_does() -> None:
     world = World(3, random.Random(1), 0.0)
     world.ends[1].lose({2})
     for rank in (0, 1):
-        world.ends[rank].begin(0, well=True)
+        world.ends[rank].begin(0, MADE)
     while world.step():
         pass
     assert [world.ends[rank].decision(0) for rank in (0, 1)] == [Decision(frozenset({2}), True)] * 2
+
+
+@given(st.integers(2, 6), st.integers(0, (1 << 60) - 1))
+def test_where_the_living_are_taken_for_lost_nobody_goes_on_with_one_that_goes_elsewhere(
+    nranks: int, seed: int
+) -> None:
+    for more in range(20):
+        doubt(nranks, random.Random(seed + more))
+
+
+def doubt(nranks: int, draw: random.Random) -> None:
+    """Ranks die, and are taken for lost though they live; the others make what they have decided on, as in `shrink`."""
+    world = World(nranks, draw, 0.1)
+    world.doomed = {rank for rank in range(nranks) if draw.random() < 0.3}
+    begun, goes_on = dict.fromkeys(range(nranks), -1), {}  # by rank: the last round, and with whom it goes on
+
+    for _ in range(2000):
+        going = [rank for rank in world.living() if rank not in goes_on and not world.ends[rank].is_left_out]
+        if going and draw.random() < 0.03:
+            one, other = draw.choice(going), draw.randrange(nranks)
+            world.act(one, lambda r=one, d=other: world.ends[r].lose({d}))  # type: ignore[misc]
+        ready = [rank for rank in going if begun[rank] < 0 or world.ends[rank].decision(begun[rank]) is not None]
+        if ready and draw.random() < 0.3:
+            rank = draw.choice(ready)
+            number, decision = begun[rank], world.ends[rank].decision(begun[rank])
+            if (
+                number > 0
+                and decision is not None
+                and decision.well
+                and decision.lost == lost_before(world, rank, number)
+            ):
+                goes_on[rank] = decision.lost
+                continue
+            same = [
+                other not in world.dead and begun[other] >= number and world.ends[other].decision(number) == decision
+                for other in range(nranks)
+                if decision is not None and other not in decision.lost
+            ]
+            made = bytes(sorted(decision.lost)).ljust(16, b"-") if decision is not None and all(same) else b""
+            if made or number < 0 or draw.random() < 0.1:  # else it still tries
+                begun[rank] += 1
+                world.act(rank, lambda r=rank, n=number + 1, m=made: world.ends[r].begin(n, m))  # type: ignore[misc]
+        elif not world.step() and not going:
+            break
+    for one in goes_on.keys() - world.dead:
+        for other in goes_on.keys() - world.dead - goes_on[one] - {one}:
+            assert goes_on[one] == goes_on[other] or one in goes_on[other]
+
+
+def lost_before(world: World, rank: int, number: int) -> frozenset[int]:
+    before = world.ends[rank].decision(number - 1)
+    assert before is not None
+    return before.lost
 
 
 def play(nranks: int, draw: random.Random) -> None:
@@ -117,8 +172,8 @@ def play(nranks: int, draw: random.Random) -> None:
             else:
                 number = todo[rank]
                 todo[rank] += 1
-                well = (number, rank) not in ill
-                world.act(rank, lambda r=rank, n=number, w=well: world.ends[r].begin(n, well=w))  # type: ignore[misc]
+                made = b"" if (number, rank) in ill else MADE
+                world.act(rank, lambda r=rank, n=number, m=made: world.ends[r].begin(n, m))  # type: ignore[misc]
         elif not world.step() and not ready:
             break
     taking_part = {rank for rank in world.living() if rank not in absent}
