@@ -19,6 +19,7 @@ to a disk: if all ranks are lost, so is the state.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -39,19 +40,24 @@ class State:
     """Arrays and plain values that all ranks have in common, as attributes.
 
     Args:
-        values: By name. Arrays are whatever a communicator takes that has `copy` or `clone`, as those of NumPy, CuPy
-            and PyTorch; they stay the same objects and are written in place. Everything else is what JSON can hold:
-            numbers, text, None, and lists and dicts of them.
+        values: By name, which must not begin with '_' or be that of a method. Arrays are whatever a communicator takes
+            that has `copy` or `clone`, as those of NumPy, CuPy and PyTorch (of tensors that take part in autograd the
+            data counts); they are written in place. Everything else is what JSON gives back as it was: numbers, text,
+            None, and lists of them, and dicts by text. NumPy's scalars become Python's when they are restored.
 
     Raises:
-        UsageError: A value is neither.
+        UsageError: A name or a value cannot be used.
     """
 
     def __init__(self, **values: Any) -> None:
+        for name in values:
+            if name.startswith("_") or hasattr(type(self), name):
+                raise UsageError(
+                    f"{name!r} cannot be the name of a value of an elastic state", remedy="Give it another one."
+                )
         vars(self).update(values)
         self._commits = 0
-        self._saved: dict[str, Any] = {}
-        self._save()
+        self._saved = self._copies()
 
     @property
     def commits(self) -> int:
@@ -62,27 +68,43 @@ class State:
         """Keep a copy of all values, in place of the last; not collective, but all ranks must do it at one point.
 
         Raises:
-            UsageError: A value is no array, and JSON cannot hold it.
+            UsageError: A value cannot be kept; what was committed last stays.
         """
-        self._save()
+        self._saved = self._copies()
         self._commits += 1
 
     def restore(self) -> None:
-        """Go back to what was committed last, or to the values that it began with."""
+        """Go back to what was committed last, or to the values that it began with.
+
+        An attribute that is another array by now, of another size or dtype, becomes a copy of the one committed.
+        """
         for name, saved in self._saved.items():
-            if _is_array(saved):
-                getattr(self, name)[...] = saved
-            else:
+            if not _is_array(saved):
                 setattr(self, name, json.loads(saved))
+            elif _kind(getattr(self, name, None)) == _kind(saved):
+                _data(getattr(self, name))[...] = saved
+            else:
+                setattr(self, name, _copy(saved))
 
     def sync(self, comm: Communicator) -> None:
         """Give all ranks what was committed last, by any of them. Collective; the ranks need not have committed alike.
 
         Raises:
-            PlanMismatchError: The ranks have arrays of different sizes or dtypes.
+            UsageError: On every rank, if some have other names, or arrays of other sizes or dtypes, than others.
             HetcommError: As any collective.
         """
-        commits = np.empty(comm.nranks, np.int64)
+        kinds = sorted((name, _kind(saved)) for name, saved in self._saved.items())
+        digest = np.frombuffer(hashlib.blake2b(str(kinds).encode(), digest_size=16).digest(), np.uint8)
+        digests, commits = np.empty((comm.nranks, 16), np.uint8), np.empty(comm.nranks, np.int64)
+        comm.all_gather(digest.copy(), digests)
+        different = np.flatnonzero((digests != digests[0]).any(axis=1))
+        if len(different):
+            raise UsageError(
+                f"the elastic states of rank 0 and rank {different[0]} have other names, or arrays of other sizes or "
+                "dtypes",
+                remedy="Make the state alike on all ranks.",
+                rank=comm.rank,
+            )
         comm.all_gather(np.array([self._commits]), commits)
         root = int(commits.argmax())
         self.restore()
@@ -92,26 +114,43 @@ class State:
             setattr(self, name, json.loads(saved))
         for name in sorted(self._saved):
             if _is_array(self._saved[name]):
-                comm.broadcast(getattr(self, name), root=root)
-        self._commits = int(commits[root])
-        self._save()
+                comm.broadcast(_data(getattr(self, name)), root=root)
+        self._saved, self._commits = self._copies(), int(commits[root])
 
-    def _names(self) -> list[str]:
-        return [name for name in vars(self) if not name.startswith("_")]
+    def _copies(self) -> dict[str, Any]:
+        return {name: _kept(name, value) for name, value in vars(self).items() if not name.startswith("_")}
 
-    def _save(self) -> None:
-        for name in self._names():
-            value = getattr(self, name)
-            if _is_array(value):
-                self._saved[name] = value.copy() if hasattr(value, "copy") else value.clone()
-                continue
-            try:
-                self._saved[name] = json.dumps(value)
-            except (TypeError, ValueError) as error:
-                raise UsageError(
-                    f"the value {name!r} of an elastic state is neither an array nor what JSON can hold: {error}",
-                    remedy="Keep numbers, text, lists and dicts in it, or an array.",
-                ) from error
+
+def _kept(name: str, value: Any) -> Any:
+    """A copy of an array, or what stands for a plain value."""
+    if _is_array(value):
+        if getattr(getattr(value, "flags", None), "writeable", True):
+            return _copy(value)
+        problem = "is an array that cannot be written"
+    else:
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            text = json.dumps(plain)
+            problem = "is not the same when it has been JSON" if _differs(json.loads(text), plain) else ""
+        except (TypeError, ValueError, RecursionError) as error:
+            problem = f"is neither an array nor what JSON can hold: {error}"
+        if not problem:
+            return text
+    raise UsageError(
+        f"the value {name!r} of an elastic state {problem}",
+        remedy="Keep numbers, text, lists, and dicts by text in it, or an array.",
+    )
+
+
+def _differs(one: Any, other: Any) -> bool:
+    """Whether values differ, or parts of them; NaN is equal to itself."""
+    if type(one) is not type(other):
+        return True
+    if isinstance(one, dict):
+        return list(one) != list(other) or any(_differs(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) != len(other) or any(map(_differs, one, other))
+    return bool(one != other and one == one)
 
 
 def run(function: Callable[[Communicator], _T], comm: Communicator, state: State, *, replace: bool = False) -> _T:
@@ -156,6 +195,21 @@ def _renewed(comm: Communicator, replace: bool) -> Communicator:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "dtype") and hasattr(value, "__setitem__")
+
+
+def _data(array: Any) -> Any:
+    """The array, or the data of a tensor that takes part in autograd."""
+    return array.detach() if hasattr(array, "detach") else array
+
+
+def _copy(array: Any) -> Any:
+    data = _data(array)
+    return data.copy() if hasattr(data, "copy") else data.clone()
+
+
+def _kind(value: Any) -> str:
+    """What must be equal where one array is written over another."""
+    return f"{value.dtype} {tuple(value.shape)}" if _is_array(value) else "plain"
 
 
 def _broadcast(comm: Communicator, text: str, root: int) -> str:

@@ -65,9 +65,28 @@ def play(folder: str, count: int) -> dict[str, Any]:
         told["at"] = time.monotonic()
         told["error"] = type(error).__name__, sorted(error.ranks), str(error)[:900]
         told["states"] = {each.rank: each.state for each in error.whereabouts}
+        if isinstance(error, hetcomm.PeerFailureError):
+            comm, told["left"] = go_on(comm, told["rank"], folder)
     comm.close()
     told["closed"] = time.monotonic()
     return told
+
+
+def go_on(comm: Any, me: int, folder: str) -> tuple[Any, list[int]]:
+    """Shrink, and call until the link has long been mended; the communicator, and its ranks by their old numbers."""
+    import numpy as np
+
+    small = comm.shrink(timeout=5)
+    ids, over = np.empty(small.nranks, np.int64), np.zeros(1)
+    small.all_gather(np.array([me]), ids)
+    while not over[0]:
+        for count in (1, 100_000):
+            array = np.full(count, me + 1.0)
+            small.all_reduce(array)
+            assert (array == ids.sum() + small.nranks).all()
+        over[0] = Path(folder, "stop").exists()
+        small.broadcast(over)
+    return small, ids.tolist()
 
 
 # ---- two hosts

@@ -51,6 +51,7 @@ def test_who_is_cut_off_is_named_on_both_sides(hosts: cuts.Lab, case: str, count
         assert kind == "PeerFailureError", (rank, error)
         assert ranks == ([2, 3] if rank < 2 else [0, 1]), (rank, error)
         assert "on host h2" in text if rank < 2 else "on host h1" in text
+        assert outcome.told[rank]["left"] == ([0, 1] if rank < 2 else [2, 3]), "who goes on on its side"
     assert max(outcome.seconds) < 15, "no limit but a generous one"
 
 
@@ -60,3 +61,4 @@ def test_who_dies_on_the_other_host_is_named(hosts: cuts.Lab) -> None:
     for rank, error in outcome.errors().items():
         assert error is not None, outcome.told
         assert error[:2] == ["PeerFailureError", [3]] or error[:2] == ("PeerFailureError", [3]), (rank, error)
+        assert outcome.told[rank]["left"] == [0, 1, 2]
