@@ -24,10 +24,11 @@ belongs to one thread. What is common to all its methods:
   other ranks had begun. `VendorError` in the same way, where a vendor cannot do its part. `PlanMismatchError` is raised
   on every rank whose plan differs from another's, or that waits for one. After `CollectiveTimeoutError`,
   `PeerFailureError`, and any `VendorError` in the middle of a call, output arrays are undefined but no longer written
-  to, and the communicator can only be closed; works that were under way fail with it. (Where a vendor's library cannot
-  take back a call that other ranks do not end, a warning in the log says that it may still write.) This rank's own
-  arguments are refused by the call itself, all other errors of a call with `async_op` are raised by `Work.wait`. What
-  goes wrong with a call on device arrays after it has returned is raised by the next call, or by `Work.synchronize`.
+  to, and the communicator can only be closed, or shrunk; works that were under way fail with it. (Where a vendor's
+  library cannot take back a call that other ranks do not end, a warning in the log says that it may still write.) This
+  rank's own arguments are refused by the call itself, all other errors of a call with `async_op` are raised by
+  `Work.wait`. What goes wrong with a call on device arrays after it has returned is raised by the next call, or by
+  `Work.synchronize`.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         self._plans = parts.plans
         self._streams = Streams(parts.job.devices, parts.job.serve, parts.executor.open, self._rank)
         self._closed = False
-        self._successor: Communicator | None = None  # what came of it when it was shrunk
+        self._successor: Communicator | None = None  # what came of it when it was shrunk or reconfigured
+        self._shrinks = False
         self._engine = Engine(parts)
         self._ledger = parts.ledger
         self._fast = self._engine.fast_path.call if self._engine.fast_path is not None else _no_fast_path
@@ -222,6 +224,14 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closed
+
+    @property
+    def successor(self) -> Communicator | None:
+        """What has come of it by `shrink` or `reconfigure`, in the end; None: it was never either."""
+        last = self._successor
+        while last is not None and last._successor is not None:
+            last = last._successor
+        return last
 
     def __repr__(self) -> str:
         clusters = ", ".join(f"{cluster.name}: {len(cluster)}" for cluster in self.topology.clusters)
@@ -328,18 +338,24 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             timeout: Seconds that the ranks which are left may take to come; the communicator's unless given.
 
         Raises:
-            UsageError: This communicator is closed, or `timeout` is no time.
+            UsageError: This communicator is closed, or could not be shrunk before, or `timeout` is no time.
             PeerFailureError: The others have left this rank out.
             VendorError: On every rank that is left, if a vendor failed on any.
         """
         engine = self._engine
         engine.check_owner()
         engine.refuse_in_between()
-        if self._closed:
-            raise UsageError("this communicator is closed", remedy="Shrink it before it is closed.", rank=self._rank)
+        if self._closed or self._shrinks:
+            problem = "is closed" if self._closed else "could not be shrunk"
+            raise UsageError(
+                f"this communicator {problem}",
+                remedy="Shrink it before it is closed." if self._closed else "Close it.",
+                rank=self._rank,
+            )
         seconds = engine.seconds(timeout)
         with engine.lock:
             engine.abandon("shrinks it")
+            self._shrinks = True  # ranks that have given up take no part in a second time
             parts = rewire(self._parts, engine.ended, seconds)
             return self._become(Communicator(parts, self._parent, _token=_TOKEN))
 
@@ -359,6 +375,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         Raises:
             UsageError: This communicator is closed, or not that of all ranks of a job; or they met over MPI, or share
                 a worker, so that they cannot meet again.
+            VendorError: On every rank, if a vendor lets no new process in, or failed otherwise.
             PeerFailureError: On every rank that is left, if a rank has ended for good. This communicator is not closed
                 then: the others may `shrink` it.
             CollectiveTimeoutError: Some ranks did not come in time; `ranks` names them. This communicator is not
@@ -382,7 +399,11 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
             engine.abandon("reconfigures it")
         successor = _meet(job.again, job.config.timeout)
         self._close(0.0)
+        return self._replaced_by(successor)
+
+    def _replaced_by(self, successor: Communicator) -> Communicator:
         self._successor = successor
+        self._engine.instead = "Use its successor."
         return successor
 
     def _become(self, successor: Communicator) -> Communicator:
@@ -402,8 +423,7 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         else:
             self._parent._children.pop(self, None)
             self._parent._children[successor] = None
-        self._successor = successor
-        return successor
+        return self._replaced_by(successor)
 
     # ---- schedules of the user's own
 

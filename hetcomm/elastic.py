@@ -156,12 +156,13 @@ def _differs(one: Any, other: Any) -> bool:
 def run(function: Callable[[Communicator], _T], comm: Communicator, state: State, *, replace: bool = False) -> _T:
     """Call `function(comm)`; whenever ranks are lost in it, shrink, go back to the last commit, and call it again.
 
-    Collective. Leaving a `with` block of the communicator given here closes the one that has come of it.
+    Collective. Afterwards `comm.successor` is what has come of the communicator given here, if ranks were lost; leaving
+    a `with` block of that one closes it.
 
     Args:
         function: Makes the same calls on all ranks, given the same state, whatever the number of ranks. It must use the
             communicator that it is given, and parts that it makes of that.
-        comm: The first communicator.
+        comm: The first communicator, or one that has a successor.
         state: What all of them have in common.
         replace: Whether to wait for new processes in the seats of the lost (`Communicator.reconfigure`), and to shrink
             only where none comes. These call `run` too, with a state of the same names, and get that of the others: so
@@ -175,6 +176,7 @@ def run(function: Callable[[Communicator], _T], comm: Communicator, state: State
         CollectiveTimeoutError: A rank neither died nor came to go on.
         Exception: Whatever else the function raises.
     """
+    comm = comm.successor or comm
     while True:
         try:
             state.sync(comm)

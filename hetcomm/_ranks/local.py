@@ -244,7 +244,8 @@ class _Job:
         rank = self._ranks[number]
         if rank.returncode is not None:
             return
-        again = returncode != 0 and self._restarts > 0 and rank.process is not None and not self._signals
+        again = returncode != 0 and self._restarts > 0 and rank.process is not None
+        again = again and not self._signals and not self._rendezvous.is_over
         self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0, again=again)
         for name in ("stdout", "stderr"):
             self._read(rank, name, whole=True)

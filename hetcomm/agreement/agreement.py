@@ -565,7 +565,7 @@ class Agreement:
             ranks=blamed or {frame.source},
             origin=frame.source if frame.origin is None else frame.origin,
             collective=call,
-            remedy="Close this communicator. All ranks must make the same calls.",
+            remedy="Close this communicator, or shrink it. All ranks must make the same calls.",
         )
 
     def gone(self) -> frozenset[int]:

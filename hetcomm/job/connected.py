@@ -66,9 +66,10 @@ class ConnectedGroup(MessageGroup):
         origin = self._origin.subgroup(ranks)
         return ConnectedGroup(self._transport, origin, mine, members, self._timeout, self._context, self._which)
 
-    def within(self, context: int, which: int = 0) -> ConnectedGroup:
+    def within(self, context: int, which: int = 0, timeout: float | None = None) -> ConnectedGroup:
         """The same ranks, with messages that meet no others: see `hetcomm.execution.tags.group`."""
-        return ConnectedGroup(self._transport, self._origin, self._rank, self._ranks, self._timeout, context, which)
+        seconds = self._timeout if timeout is None else timeout
+        return ConnectedGroup(self._transport, self._origin, self._rank, self._ranks, seconds, context, which)
 
     def failure(self, ended: Collection[int]) -> PeerFailureError:
         """The error for ranks of this group that have ended, with what is known of how."""

@@ -277,7 +277,7 @@ def _load(topology: Any, nranks: int) -> Topology | None:
     if not isinstance(topology, Topology | str | os.PathLike):
         raise UsageError(
             f"argument 'topology' is of type {type(topology).__name__}",
-            remedy="Pass a hetcomm.topology.Topology or the path of a file with one.",
+            remedy="Pass a hetcomm.Topology or the path of a file with one.",
         )
     found = topology if isinstance(topology, Topology) else Topology.load(topology)
     if found.nranks != nranks:

@@ -73,6 +73,7 @@ class Rendezvous:
         self._listener.setblocking(False)
         self._connections: list[_Connection] = []
         self._meetings: Counter[int] = Counter()  # of each rank, that it has come to
+        self._met: set[int] = set()  # the ranks whose present processes have come to one
         self._exchanges: dict[tuple[int, tuple[int, ...], int], _Exchange] = {}
         self._ended: dict[int, tuple[int, frames.Ended]] = {}  # and from which meeting on it may come again
         selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -95,14 +96,22 @@ class Rendezvous:
             again: Another process is about to take its place: it may come to the meetings that it has not come to.
         """
         because: set[int] = set()
-        if not killed and self._meetings[rank]:
-            for other, (_, each) in self._ended.items():
-                because.update(each.because or (other,))
+        if not killed and rank in self._met:
+            for other in self._ended.keys() - {rank}:  # as far as they have to do with the last meeting that it came to
+                fate = self._fate(other, self._meetings[rank] - 1)
+                because.update(() if fate is None else fate.because or (other,))
+        self._met.discard(rank)
+        because.discard(rank)
         until = self._meetings[rank] if again else _ALL
         self._ended[rank] = until, frames.Ended(how, tuple(sorted(because)), again)
         self._fail_exchanges()
         for connection in self._known():
             self._tell_ended(connection, rank)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a rank has ended for good, so that all will never meet again."""
+        return any(until == _ALL for until, _ in self._ended.values())
 
     def look(self) -> None:
         """What the passing of time brings: called at least every tenth of a second."""
@@ -207,6 +216,7 @@ class Rendezvous:
             raise TransportError("it has not got the key of the job")
         connection.rank, connection.meeting = rank, self._meetings[rank]
         self._meetings[rank] += 1
+        self._met.add(rank)
         self._send(connection, frames.mac(self._key, "rendezvous", rank, nonce, connection.nonce))
         if self._ended:
             self._tell_ended(connection, *self._ended)
@@ -275,5 +285,6 @@ class Rendezvous:
             return frames.Ended(f"ended {where} ({found.fate}){then}", found.because, found.again)
         closed = [each.closed for each in self._connections if (each.rank, each.meeting) == (rank, meeting)]
         if closed and closed[0] is not None and time.monotonic() > closed[0] + _UNEXPLAINED:
-            return frames.Ended("has given up, or has closed its communicator")
+            lives = rank not in self._ended or self._meetings[rank] >= self._ended[rank][0]  # and may come to the next
+            return frames.Ended("has given up, or has closed its communicator", again=lives)
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from hetcomm.agreement.survival import Decision
 from hetcomm.errors import HetcommError, PeerFailureError, TransportError
@@ -45,14 +46,14 @@ def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -
             going = [rank for rank in range(len(peers)) if rank not in decision.lost]
             if going == members and decision.well and made is not None:
                 wired, made = made, None
-                return wired
+                return _with_group(wired, parts.group.timeout)
             if going == members:
                 raise failure or TransportError("a rank that is left could not make a communicator")
             _discard(made)
             made, members, failure = None, going, None
             group = parts.group.subgroup(going)
             if isinstance(group, ConnectedGroup):
-                group = group.within(parts.context, SHRINKING + number)
+                group = group.within(parts.context, SHRINKING + number, min(seconds, group.timeout))
             try:
                 made = wire(parts.job, group, [peers[rank] for rank in going], restrict(parts.topology, going))
             except HetcommError as error:
@@ -115,6 +116,14 @@ def _decide(parts: Parts, number: int, made: bytes, ended: Callable[[], Collecti
     decision = survival.decision(number)
     assert decision is not None  # or it would be waited for
     return decision
+
+
+def _with_group(made: Parts, seconds: float) -> Parts:
+    """The same, whose group has so long for what comes later."""
+    group = made.group
+    return (
+        replace(made, group=group.within(made.context, timeout=seconds)) if isinstance(group, ConnectedGroup) else made
+    )
 
 
 def _discard(parts: Parts | None) -> None:

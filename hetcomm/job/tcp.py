@@ -188,11 +188,11 @@ class TcpGroup(WaitingGroup):
         if not found:
             return super().failure(ended)
         causes = {cause for each in found.values() for cause in each.because if cause in self._ranks}
-        return self._failed(found | {cause: known[cause] for cause in causes})
+        return self._failed(found | {cause: known[cause] for cause in causes & known.keys()})
 
     def _failed(self, ended: dict[int, frames.Ended]) -> PeerFailureError:
         """The error that names ranks of the job, in terms of this group; not those that gave up because of others."""
-        own = {rank: each for rank, each in ended.items() if not set(each.because) & set(ended)}
+        own = {rank: each for rank, each in ended.items() if not set(each.because) & set(ended)} or ended
         here = {self._ranks.index(rank): each.fate for rank, each in own.items()}
         error = PeerFailureError(
             "; ".join(f"rank {rank} {fate}" for rank, fate in sorted(here.items())),

@@ -196,9 +196,9 @@ class Pump:
         for mover in self._some_movers():
             mover.attend()
 
-    def unmet(self, transport: Transport) -> dict[int, str]:
-        """By peer of that transport: a call that it waits in, and this process has not made."""
-        return {peer: call for mover in self._movers for peer, call in mover.unmet(transport)}
+    def unmet(self, transport: Transport, but: object = None) -> dict[int, str]:
+        """By peer of that transport: a call that it waits in, and this process has not made; not one on `but`."""
+        return {peer: call for mover in self._movers if mover is not but for peer, call in mover.unmet(transport)}
 
     def _some_movers(self) -> Iterator[Mover]:
         for _ in range(min(len(self._movers), _MOVERS_PER_TURN)):

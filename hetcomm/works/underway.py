@@ -69,6 +69,7 @@ class UnderWay:
         self._awaited: list[Work] = []  # those that blocking calls wait for: one, unless threads share it
         self._parts = parts
         self._closed = False
+        self.instead = "Make a new one with hetcomm.init()."  # of this one, when it is closed
         self.unraised: Exception | None = None
         self.told = False
         self.lock = parts.job.pump.lock
@@ -115,9 +116,7 @@ class UnderWay:
             return
         self.check_owner()
         if self._closed:
-            raise UsageError(
-                "this communicator is closed", remedy="Make a new one with hetcomm.init().", rank=self.rank
-            )
+            raise UsageError("this communicator is closed", remedy=self.instead, rank=self.rank)
         with self.lock:  # the progress thread may be about to find out why
             self.settle()
             reason = self.agreement.cause or self._reason
@@ -202,10 +201,14 @@ class UnderWay:
         ]
 
     def _with_unmet(self, work: Work, error: HetcommError) -> HetcommError:
-        """What to raise where a rank that a work needs waits, or has waited, for this one in another communicator."""
+        """What to raise where a rank that a work needs waits, or has waited, for this one elsewhere.
+
+        For a message that may be in a collective of this communicator; for a collective in another communicator only,
+        since in this one it has come through this call, and is ahead.
+        """
         if not isinstance(error, CollectiveTimeoutError | PeerFailureError):
             return error
-        unmet = self._parts.job.pump.unmet(self._parts.job.transport)
+        unmet = self._parts.job.pump.unmet(self._parts.job.transport, None if work.ticket is None else self)
         waiting = {rank: unmet[peer] for rank, peer in enumerate(self._parts.peers) if peer in unmet}
         if isinstance(error, PeerFailureError):
             waiting = {rank: call for rank, call in waiting.items() if rank in error.ranks}
