@@ -51,8 +51,8 @@ class Served:
         assert not self.selector.get_map()
         self.selector.close()
 
-    def ended(self, rank: int, how: str = "exit status 0", killed: bool = False) -> None:
-        self._asked.append(lambda: self.rendezvous.ended(rank, how, killed))
+    def ended(self, rank: int, how: str = "exit status 0", killed: bool = False, again: bool = False) -> None:
+        self._asked.append(lambda: self.rendezvous.ended(rank, how, killed, again))
 
     def stop(self) -> None:
         self._over.set()
@@ -268,6 +268,58 @@ def test_when_the_bootstrap_goes_over_tcp(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("_HETCOMM_RANK", "1 127.0.0.1:9")
     with pytest.raises(UsageError, match=r"is a child of process 1, which is a rank of the job"):
         bootstrap(Config())
+
+
+KILLED = "killed by SIGKILL"
+
+
+def test_a_rank_that_is_started_again_may_come_to_the_next_meeting_and_not_to_the_last() -> None:
+    with served(3) as (place, pool):
+        first = [place.join(me) for me in range(3)]
+        place.ended(1, KILLED, killed=True, again=True)
+        told = [error_of(pool.submit(first[me].all_gather, b"")) for me in (0, 2)]
+        assert all(isinstance(each, PeerFailureError) and not each.is_final for each in told)
+        assert all("rank 1 ended while" in str(each) and "is started again" in str(each) for each in told)
+        futures = [pool.submit(place.join(me).all_gather, b"%d" % me) for me in range(3)]
+        assert [future.result(DEADLINE) for future in futures] == [[b"0", b"1", b"2"]] * 3
+
+
+def test_who_fails_long_after_another_was_replaced_has_not_failed_because_of_that() -> None:
+    with served(4) as (place, pool):
+        [place.join(me) for me in range(4)]
+        place.ended(1, KILLED, killed=True, again=True)
+        groups = [place.join(me) for me in range(4)]
+        place.ended(2, "exit status 1", again=True)
+        told = [error_of(pool.submit(groups[me].all_gather, b"")) for me in (0, 1, 3)]
+        for error in told:
+            assert isinstance(error, PeerFailureError)
+            assert set(error.ranks) == {2}, error
+            assert not error.is_final
+
+
+def test_a_replacement_that_fails_for_good_is_named_though_it_has_lived_before() -> None:
+    with served(2) as (place, pool):
+        [place.join(me) for me in range(2)]
+        place.ended(1, KILLED, killed=True, again=True)
+        waiting = pool.submit(place.join(0).all_gather, b"")
+        place.ended(1, "exit status 7")
+        error = error_of(waiting)
+        assert isinstance(error, PeerFailureError)
+        assert (set(error.ranks), error.is_final) == ({1}, True)
+        assert "exit status 7" in str(error)
+
+
+def test_who_comes_late_to_a_meeting_that_others_have_left_may_follow_them() -> None:
+    with served(3) as (place, pool):
+        left = [place.join(me) for me in (0, 1)]
+        for group in left:
+            group.close()
+        late = place.join(2)
+        error = error_of(pool.submit(late.all_gather, b""))
+        assert isinstance(error, PeerFailureError)
+        assert not error.is_final
+        futures = [pool.submit(place.join(me).all_gather, b"") for me in range(3)]
+        assert [len(future.result(DEADLINE)) for future in futures] == [3] * 3
 
 
 def test_ranks_meet_in_a_crowd_of_a_thousand_strangers() -> None:
