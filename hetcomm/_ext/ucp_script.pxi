@@ -73,6 +73,7 @@ cdef class Script:
     cdef int nops
     cdef bint scales     # whether some steps multiply by the factor of the run
     cdef bint reduces
+    cdef bint takes_long  # whether it receives what is longer than a part on the shelf
     cdef dict calls      # by step: how a vendor's call is started, its collective, and where its input and output are
     cdef object memory   # `hetcomm.types.Memory`, which a vendor is given,
     cdef object dtype    # and the type of its elements
@@ -630,7 +631,10 @@ cdef class Run:
                 return self._post(index, op.tag | self.tag)
             self.offered[index].offer = offer
             return self._make_offer(index, &self.offered[index], NULL)
-        return self._shelve(index) if op.nbytes <= self.engine.longest_shelved else self._post(index, op.tag | self.tag)
+        if op.nbytes <= MOST_SHELVED or not self.script.takes_long:  # else this core has its own to receive meanwhile
+            if op.nbytes <= self.engine.longest_shelved:
+                return self._shelve(index)
+        return self._post(index, op.tag | self.tag)
 
     cdef int _shelve(self, int index) noexcept nogil:
         """Copy a message to the shelf and offer it from there, a part at a time; RUN_STALLS if there is no room."""
@@ -789,6 +793,7 @@ cdef Script _script(Worker worker, list steps, object memory, object dtype):
             if peer not in made.peers:
                 made.peers.append(peer)
             op.peer = made.peers.index(peer)
+            made.takes_long |= op.kind == DO_RECV and op.nbytes > MOST_SHELVED
         elif op.kind == DO_CALL:
             made.calls[index] = step["call"]
         elif op.kind == DO_LOOP:

@@ -33,8 +33,9 @@ cdef enum:
     LEAST_OFFERED = 1 << 12   # bytes of a message
     MOST_SHELVED = 1 << 18    # bytes of one, or of a part of one, that is first copied to where it can be seen
     # Bytes of the longest message that is. The second copy is free where the sender's core would be idle meanwhile;
-    # where ranks share the cores it takes time from others, and the kernel, which copies once, is asked instead.
-    LONGEST_SHELVED = 1 << 20
+    # where the sender has long messages to receive itself, or ranks share the cores, the kernel, which copies once, is
+    # asked instead.
+    LONGEST_SHELVED = 1 << 19
     LONGEST_SHELVED_IN_CROWD = 1 << 17
     SLOTS = 32                # for so many of them
 
