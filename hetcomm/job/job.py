@@ -62,6 +62,7 @@ class Job:
         health: What is known of the other ranks.
         over_mpi: Whether the ranks have met over MPI.
         devices: Those that arrays have been on so far.
+        died: The ranks that are known to have ended without having left before.
         unreleased: Of communicators that are closed: what not all ranks could release at the same time.
     """
 
@@ -76,6 +77,7 @@ class Job:
     health: Health = field(default_factory=Health)
     over_mpi: bool = False
     devices: Devices = field(default_factory=Devices)
+    died: set[int] = field(default_factory=set)
     unreleased: list[Parts] = field(default_factory=list)
     _thread: ProgressThread | None = None
 
@@ -87,11 +89,10 @@ class Job:
 
     def close(self) -> None:
         """Release what its communicators share, once they are closed."""
-        ended = self.transport.failed_peers()
-        if ended:
+        if self.transport.failed_peers():
             segments.remove_of_dead()
-        if any(self.over_mpi or self.topology.cluster_of(peer).vendor == "mpi" for peer in ended):
-            forgo_finalize(f"rank {numbers(ended)} of the job has ended")
+        if any(self.over_mpi or self.topology.cluster_of(peer).vendor == "mpi" for peer in self.died):
+            forgo_finalize(f"rank {numbers(self.died)} of the job has died")
         if self._thread is not None:
             self._thread.stop()
         self.pump.detach(self.transport)

@@ -121,6 +121,7 @@ class Inquest:
             return error
         self._agreement.poll()
         dead = self._dead()
+        self._job.died.update(self._peers[rank] for rank in dead)
         if dead:
             return self._located(self.end_of(dead | self._agreement.blamed(), error.message, error))
         gone = self._agreement.gone()
