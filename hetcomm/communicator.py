@@ -300,6 +300,8 @@ class Communicator(Collectives, VectorCollectives, PersistentCollectives, Messag
         engine.agree(_SPLIT, always=True, seconds=seconds)
         try:
             answers = self._parts.group.all_gather(said.encode())
+        except HetcommError as error:
+            raise engine.lose(error) from error
         except BaseException as error:
             engine.give_up(error)
             raise
