@@ -45,8 +45,8 @@ from typing import Any
 
 import numpy
 
-from hetcomm.agreement.agreement import Intent
 from hetcomm.agreement.closing import Parting
+from hetcomm.agreement.tickets import Intent
 from hetcomm.calls.arguments import check_integer
 from hetcomm.calls.spec import EXPLAINED, SPECS
 from hetcomm.errors import HetcommError, PeerFailureError, UsageError

@@ -19,7 +19,6 @@ to a disk: if all ranks are lost, so is the state.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hetcomm.agreement.tickets import Intent
 from hetcomm.communicator import Communicator
 from hetcomm.errors import PeerFailureError, UsageError, VendorError
 
@@ -94,7 +94,7 @@ class State:
             HetcommError: As any collective.
         """
         kinds = sorted((name, _kind(saved)) for name, saved in self._saved.items())
-        digest = np.frombuffer(hashlib.blake2b(str(kinds).encode(), digest_size=16).digest(), np.uint8)
+        digest = np.frombuffer(Intent.of(str(kinds)).fingerprint, np.uint8)
         digests, commits = np.empty((comm.nranks, 16), np.uint8), np.empty(comm.nranks, np.int64)
         comm.all_gather(digest.copy(), digests)
         different = np.flatnonzero((digests != digests[0]).any(axis=1))
@@ -173,7 +173,7 @@ def run(function: Callable[[Communicator], _T], comm: Communicator, state: State
 
     Raises:
         PeerFailureError: This rank is taken for lost by the others.
-        CollectiveTimeoutError: A rank neither died nor came to go on.
+        CollectiveTimeoutError: With `replace`, a rank neither ended nor came in time.
         Exception: Whatever else the function raises.
     """
     comm = comm.successor or comm

@@ -7,7 +7,7 @@ import pytest
 import hetcomm
 
 from .test_run import BARE, run
-from .vendors.needs import require
+from .vendors.needs import require_all
 
 STEPS = """
 import os, signal, sys
@@ -50,8 +50,7 @@ with hetcomm.init() as comm:
 )
 def test_new_processes_take_the_seats_of_the_dead(vendors: str, deaths: str) -> None:
     first, *rest = vendors.split()
-    for name in (first, *rest):
-        require(name)
+    require_all((first, *rest))
     other = [":", "-n", "2", "--vendor", rest[0]] if rest else []
     nranks, lives = 3 + 2 * len(rest), [0] * (3 + 2 * len(rest))
     for death in deaths.split(","):

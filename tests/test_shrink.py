@@ -8,7 +8,7 @@ from hetcomm.testing import RanksFailed, run_ranks
 from tests import shrink_jobs as jobs
 
 from .scripts import DEADLINE, PATIENCE
-from .vendors.needs import require
+from .vendors.needs import require_all
 
 ENV = {**PATIENCE, "UCX_LOG_LEVEL": "fatal"}
 
@@ -16,8 +16,7 @@ ENV = {**PATIENCE, "UCX_LOG_LEVEL": "fatal"}
 @pytest.mark.parametrize("vendors", ["ucx ucx mpi oneccl", pytest.param("mpi mpi gloo gloo", marks=pytest.mark.gloo)])
 def test_nobody_has_died(vendors: str) -> None:
     names = vendors.split()
-    for name in names:
-        require(name)
+    require_all(names)
     told = run_ranks(4, jobs.shapes, vendors=names, env=ENV, timeout=DEADLINE)
     for rank, said in enumerate(told):
         assert said["all of them"] == (True, 4, 6.0, True, False)
@@ -34,8 +33,7 @@ def test_nobody_has_died(vendors: str) -> None:
 @pytest.mark.parametrize("vendors", ["ucx ucx mpi ucx", pytest.param("oneccl oneccl ucx ucx", marks=pytest.mark.slow)])
 def test_one_that_stands_still_is_left_out_and_told(vendors: str) -> None:
     names = vendors.split()
-    for name in names:
-        require(name)
+    require_all(names)
     told = run_ranks(4, jobs.one_stands_still, vendors=names, env=ENV, timeout=DEADLINE)
     kind, _, text = told[1]
     assert kind == "left out"
@@ -54,8 +52,7 @@ def test_one_that_stands_still_is_left_out_and_told(vendors: str) -> None:
 )
 def test_the_survivors_go_on(vendors: str, victims: tuple[int, ...], inline: str | None) -> None:
     names = vendors.split()
-    for name in names:
-        require(name)
+    require_all(names)
     env = ENV if inline is None else {**ENV, "HETCOMM_INLINE_BYTES": inline}
     with pytest.raises(RanksFailed) as caught:
         run_ranks(len(names), jobs.work_goes_on, victims, vendors=names, env=env, timeout=DEADLINE, recovery=True)

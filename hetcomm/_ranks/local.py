@@ -69,6 +69,11 @@ class _Rank:
     pidfd: int | None = None
     returncode: int | None = None
 
+    def open_pipes(self) -> None:
+        """Make the pipes of its next process."""
+        (self.stdout, out), (self.stderr, err) = _pipe(), _pipe()
+        self.pipes = (out, err)
+
     def close_writing(self) -> None:
         """Have it alone hold the ends that it writes to."""
         for end in self.pipes:
@@ -152,8 +157,7 @@ class _Job:
         self._stack, self._base = stack, outside(os.environ)
         base = self._base
         for rank in self._ranks:
-            (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
-            rank.pipes = (out, err)
+            rank.open_pipes()
         over_mpi = [rank for rank in self._ranks if {**base, **rank.env}.get("HETCOMM_VENDOR") == "mpi"]
         direct = [rank for rank in self._ranks if rank not in over_mpi]
         starts = [self._start_of(rank) for rank in direct]
@@ -180,8 +184,7 @@ class _Job:
     def _start_again(self, rank: _Rank) -> bool:
         """Start another process for a rank that has failed; whether that went well."""
         rank.env["HETCOMM_LIFE"] = str(int(rank.env["HETCOMM_LIFE"]) + 1)
-        (rank.stdout, out), (rank.stderr, err) = _pipe(), _pipe()
-        rank.pipes = (out, err)
+        rank.open_pipes()
         try:
             (rank.process,) = self._stack.enter_context(processes([self._start_of(rank)], self._grace, True))
         except OSError:  # its program is gone
@@ -244,8 +247,8 @@ class _Job:
         rank = self._ranks[number]
         if rank.returncode is not None:
             return
-        again = returncode != 0 and self._restarts > 0 and rank.process is not None
-        again = again and not self._signals and not self._rendezvous.is_over
+        may = self._restarts > 0 and rank.process is not None and not self._signals and not self._rendezvous.is_over
+        again = returncode != 0 and may
         self._rendezvous.ended(rank.number, how(returncode), killed=returncode < 0, again=again)
         for name in ("stdout", "stderr"):
             self._read(rank, name, whole=True)

@@ -117,10 +117,7 @@ class Report:
 
     def ended(self, rank: int, returncode: int) -> None:
         """A rank has ended, and everything that it has written is here."""
-        state = self._ranks[rank]
-        self._write(self._stdout, rank, state.stdout.rest())
-        self._take(rank, state.stderr.rest())
-        held, state.held = state.held, []
+        state, held = self._ranks[rank], self._rest(rank)
         if returncode == 0:
             self._write(self._stderr, rank, held)
             return
@@ -138,11 +135,7 @@ class Report:
 
     def restarted(self, rank: int, returncode: int) -> None:
         """A rank has failed, and another process is about to take its place: that is no failure of the job."""
-        state = self._ranks[rank]
-        self._write(self._stdout, rank, state.stdout.rest())
-        self._take(rank, state.stderr.rest())
-        held, state.held = state.held, []
-        self._write(self._stderr, rank, held)
+        self._write(self._stderr, rank, self._rest(rank))
         self._say(rank, f"{how(returncode)}; it is started again".encode())
 
     def look(self) -> None:
@@ -163,6 +156,14 @@ class Report:
                 self._show(failure)
             else:
                 self._cut(failure)
+
+    def _rest(self, rank: int) -> list[bytes]:
+        """Hand on what a process that has ended has written last, but for what is held back, which is returned."""
+        state = self._ranks[rank]
+        self._write(self._stdout, rank, state.stdout.rest())
+        self._take(rank, state.stderr.rest())
+        held, state.held = state.held, []
+        return held
 
     def _take(self, rank: int, lines: list[bytes]) -> None:
         """Lines of stderr: what follows a traceback waits behind it."""

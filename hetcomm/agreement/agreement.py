@@ -46,7 +46,7 @@ from hetcomm.errors import (
 from hetcomm.execution import tags
 from hetcomm.waiting.waiting import Progress, wait
 
-__all__ = ["REFUSALS", "Agreement", "Intent", "Ticket"]
+__all__ = ["REFUSALS", "Agreement"]
 
 _log = logging.getLogger(__name__)
 

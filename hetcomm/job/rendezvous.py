@@ -285,6 +285,5 @@ class Rendezvous:
             return frames.Ended(f"ended {where} ({found.fate}){then}", found.because, found.again)
         closed = [each.closed for each in self._connections if (each.rank, each.meeting) == (rank, meeting)]
         if closed and closed[0] is not None and time.monotonic() > closed[0] + _UNEXPLAINED:
-            lives = rank not in self._ended or self._meetings[rank] >= self._ended[rank][0]  # and may come to the next
-            return frames.Ended("has given up, or has closed its communicator", again=lives)
+            return frames.Ended("has given up, or has closed its communicator", again=True)
         return None

@@ -6,12 +6,12 @@ before all have.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from hetcomm.agreement.survival import Decision
+from hetcomm.agreement.tickets import Intent
 from hetcomm.errors import HetcommError, PeerFailureError, TransportError
 from hetcomm.job.connected import SHRINKING, ConnectedGroup
 from hetcomm.job.detect import restrict
@@ -42,7 +42,9 @@ def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -
     number = 0
     try:
         while True:
-            decision = _decide(parts, number, b"" if made is None else _name(members), ended, seconds)
+            decision = _decide(
+                parts, number, b"" if made is None else Intent.of(str(members)).fingerprint, ended, seconds
+            )
             going = [rank for rank in range(len(peers)) if rank not in decision.lost]
             if going == members and decision.well and made is not None:
                 wired, made = made, None
@@ -66,11 +68,6 @@ def rewire(parts: Parts, ended: Callable[[], Collection[int]], seconds: float) -
         raise
     finally:
         _discard(made)
-
-
-def _name(members: Sequence[int]) -> bytes:
-    """What stands for a communicator of these ranks."""
-    return hashlib.blake2b(str(members).encode(), digest_size=16).digest()
 
 
 def _decide(parts: Parts, number: int, made: bytes, ended: Callable[[], Collection[int]], seconds: float) -> Decision:

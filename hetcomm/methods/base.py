@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from hetcomm.agreement.agreement import Intent
+from hetcomm.agreement.tickets import Intent
 from hetcomm.calls import calls
 from hetcomm.calls.calls import Call
 from hetcomm.calls.spec import SPECS

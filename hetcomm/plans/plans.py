@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 
-from hetcomm.agreement.agreement import Intent
+from hetcomm.agreement.tickets import Intent
 from hetcomm.errors import UsageError, VendorError
 from hetcomm.execution.binding import BoundProgram
 from hetcomm.execution.executor import Executor

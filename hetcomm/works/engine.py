@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from hetcomm._ext import ucp
-from hetcomm.agreement.agreement import Intent, Ticket
 from hetcomm.agreement.closing import Parting
+from hetcomm.agreement.tickets import Intent, Ticket
 from hetcomm.calls.calls import Call, check_timeout
 from hetcomm.devices.base import Event
 from hetcomm.errors import HetcommError, TransportError, UsageError

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hetcomm.agreement.agreement import Intent
+from hetcomm.agreement.tickets import Intent
 from hetcomm.errors import HetcommError, UsageError
 from hetcomm.works.engine import Engine
 from hetcomm.works.refusals import refusal

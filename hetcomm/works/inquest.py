@@ -168,9 +168,11 @@ class Inquest:
 
     def _located(self, error: _E, intro: str = "") -> _E:
         """An error with what is known of its ranks."""
+        if error.whereabouts:
+            return error
         found = tuple(map(self._whereabouts, sorted(error.ranks)))
         told = [str(each) for each in found if each.called is not None or each.place or intro]
-        if error.whereabouts or not told:
+        if not told:
             return error
         more = f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
         return error.again(message=f"{error.message}; {intro}{'; '.join(told[:_SHOWN])}{more}", whereabouts=found)

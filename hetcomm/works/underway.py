@@ -12,7 +12,7 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hetcomm.agreement.agreement import Ticket
+from hetcomm.agreement.tickets import Ticket
 from hetcomm.errors import (
     CollectiveTimeoutError,
     HetcommError,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hetcomm.agreement.agreement import Ticket
+from hetcomm.agreement.tickets import Ticket
 from hetcomm.calls.calls import Call
 from hetcomm.devices.base import Event
 from hetcomm.errors import CollectiveTimeoutError, HetcommError, UsageError

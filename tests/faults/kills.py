@@ -32,7 +32,21 @@ import hetcomm
 from hetcomm.errors import HetcommError
 from hetcomm.testing import RanksFailed, run_ranks, this_rank
 
-__all__ = ["BAD", "KINDS", "MODES", "Case", "Verdict", "calls_of", "case_of", "left_over", "main", "run", "spread"]
+__all__ = [
+    "BAD",
+    "COUNTS",
+    "KINDS",
+    "MODES",
+    "TIMEOUT",
+    "Case",
+    "Verdict",
+    "calls_of",
+    "case_of",
+    "left_over",
+    "main",
+    "run",
+    "spread",
+]
 
 MIXES = (
     "ucx ucx",

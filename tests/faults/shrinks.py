@@ -29,7 +29,7 @@ import hetcomm
 from hetcomm.errors import PeerFailureError
 from hetcomm.testing import RanksFailed, run_ranks
 
-from .kills import Case, calls_of, left_over, spread
+from .kills import COUNTS, MODES, TIMEOUT, Case, calls_of, left_over, spread
 
 __all__ = ["Episode", "Job", "Verdict", "job_of", "main", "run"]
 
@@ -43,9 +43,6 @@ MIXES = (
     "mpi mpi mpi mpi ucx ucx ucx ucx",
     "oneccl oneccl oneccl ucx",
 )
-MODES = ("known", "new", "async", "persistent", "messages", "split", "grouped")
-COUNTS = (1, 1_000, 300_000)
-TIMEOUT = 20.0
 _LIMIT = 180.0
 
 

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from ..vendors.needs import require
+from ..vendors.needs import require_all
 from .kills import BAD, case_of, run
 
 RUNS = int(os.environ.get("FAULT_KILLS", "6"))
@@ -18,7 +18,6 @@ RUNS = int(os.environ.get("FAULT_KILLS", "6"))
 @pytest.mark.parametrize("seed", range(RUNS), ids=lambda seed: str(case_of(seed)))
 def test_every_survivor_names_exactly_the_dead(seed: int) -> None:
     case = case_of(seed)
-    for name in dict.fromkeys(case.vendors):
-        require(name)
+    require_all(case.vendors)
     verdict = run(case)
     assert verdict.kind not in BAD - {"left over"}, str(verdict)

@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from ..vendors.needs import require
+from ..vendors.needs import require_all
 from .campaign import BAD, run_job
 from .programs import BLOCK, job_of
 
@@ -28,8 +28,7 @@ are, and how soon ranks are told, is what `campaign` prints."""
 @pytest.mark.parametrize("seeds", BLOCKS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_ranks_that_disagree_are_told_and_others_never(seeds: range) -> None:
     job = job_of(seeds.start)
-    for name in dict.fromkeys(job.vendors):
-        require(name)
+    require_all(job.vendors)
     verdicts = run_job(job, seeds, seeds)
     right = [verdict for verdict in verdicts if verdict.program.mutation is None]
     changed = [verdict for verdict in verdicts if verdict.program.mutation is not None]

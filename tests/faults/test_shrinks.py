@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from ..vendors.needs import require
+from ..vendors.needs import require_all
 from .shrinks import job_of, run
 
 JOBS = int(os.environ.get("FAULT_SHRINKS", "3"))
@@ -18,7 +18,6 @@ JOBS = int(os.environ.get("FAULT_SHRINKS", "3"))
 @pytest.mark.parametrize("seed", range(JOBS), ids=lambda seed: str(job_of(seed)))
 def test_survivors_go_on(seed: int) -> None:
     job = job_of(seed)
-    for name in dict.fromkeys(job.vendors):
-        require(name)
+    require_all(job.vendors)
     verdict = run(job)
     assert not [each for each in verdict.problems if "shared memory is left" not in each], str(verdict)

@@ -13,8 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hetcomm._ext import ucp
-from hetcomm.agreement.agreement import Agreement, Intent, Ticket
+from hetcomm.agreement.agreement import Agreement
 from hetcomm.agreement.control import Frame, Leaving, Subject
+from hetcomm.agreement.tickets import Intent, Ticket
 from hetcomm.calls.buffers import memory
 from hetcomm.communicator import Communicator
 from hetcomm.errors import HetcommError, TransportError, UsageError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from hetcomm.vendors.registry import vendor
@@ -13,3 +15,9 @@ def require(name: str) -> str:
     if not state.usable:
         pytest.skip(f"{name}: {state.reason}. {state.remedy}")
     return "mpirun" if name == "mpi" else "spawn"
+
+
+def require_all(names: Iterable[str]) -> None:
+    """Skip where one of these vendors cannot be used, with its own reason."""
+    for name in dict.fromkeys(names):
+        require(name)
